@@ -1,0 +1,22 @@
+"""ResNet-20 on CIFAR-10: 8.75 % error (He et al. 2015, section 4.2 and table 6).
+
+    resnet-jax train experiments/cifar10/resnet20.py --data-dir FOLDER
+
+Line by line from section 4.2, with two departures: the mean of each channel is subtracted in place of that of each
+pixel, and the channels are divided by their standard deviation, which the first BatchNorm undoes. The paper trains
+on 45,000 images and keeps 5,000 to choose the schedule: `--data.validation 5000` does so.
+"""
+
+from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
+
+recipe = Recipe(
+    model=Model(name="resnet20", shortcut="A"),  # "identity shortcuts in all cases (i.e., option A)"
+    data=Data(name="cifar10", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)),
+    augment=Augment(pad=4, flip=True),
+    loss=Loss(label_smoothing=0.0),
+    optimizer=Optimizer(lr=0.1, momentum=0.9, nesterov=False, weight_decay=1e-4, decay_scope="all"),
+    schedule=Schedule(name="steps", warmup=0, milestones=(32_000, 48_000), factor=0.1),
+    batch_size=128,
+    steps=64_000,
+    epochs=None,
+)

@@ -1,0 +1,65 @@
+"""Residual networks in JAX and Flax: the recipe is the mathematics, the hardware is only the speed.
+
+Names are imported when they are first used, so that `import resnet_jax` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resnet_jax.data.datasets import DATASETS as DATASETS
+    from resnet_jax.data.source import Source as Source
+    from resnet_jax.errors import InputError as InputError
+    from resnet_jax.evaluation import evaluate_run as evaluate_run
+    from resnet_jax.model.blocks import SHORTCUTS as SHORTCUTS
+    from resnet_jax.model.blocks import BasicBlock as BasicBlock
+    from resnet_jax.model.blocks import Bottleneck as Bottleneck
+    from resnet_jax.model.norm import BatchNorm as BatchNorm
+    from resnet_jax.model.resnet import ResNet as ResNet
+    from resnet_jax.model.zoo import MODELS as MODELS
+    from resnet_jax.model.zoo import create as create
+    from resnet_jax.predict import predict_images as predict_images
+    from resnet_jax.recipe import Recipe as Recipe
+    from resnet_jax.recipe import load_recipe as load_recipe
+    from resnet_jax.summary import summarize as summarize
+    from resnet_jax.train.checkpoint import load_run as load_run
+    from resnet_jax.train.run import train_recipe as train_recipe
+    from resnet_jax.train.state import TrainState as TrainState
+    from resnet_jax.train.step import eval_step as eval_step
+    from resnet_jax.train.step import train_step as train_step
+
+_HOMES = {
+    "BasicBlock": "model.blocks",
+    "BatchNorm": "model.norm",
+    "Bottleneck": "model.blocks",
+    "DATASETS": "data.datasets",
+    "InputError": "errors",
+    "MODELS": "model.zoo",
+    "Recipe": "recipe",
+    "ResNet": "model.resnet",
+    "SHORTCUTS": "model.blocks",
+    "Source": "data.source",
+    "TrainState": "train.state",
+    "create": "model.zoo",
+    "eval_step": "train.step",
+    "evaluate_run": "evaluation",
+    "load_recipe": "recipe",
+    "load_run": "train.checkpoint",
+    "predict_images": "predict",
+    "summarize": "summary",
+    "train_recipe": "train.run",
+    "train_step": "train.step",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

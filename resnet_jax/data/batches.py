@@ -1,0 +1,51 @@
+"""Which examples make up the batch of a step: a function of (seed, step) alone, so nothing has to be remembered."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jax import Array
+
+ArrayLike = Array | np.ndarray
+
+
+class Batch(NamedTuple):
+    """What a step is given."""
+
+    image: ArrayLike  # (b, h, w, c) uint8
+    label: ArrayLike  # (b,) int32
+    mask: ArrayLike  # (b,) bool: False on padding
+
+
+@lru_cache(maxsize=2)
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """0 ... size - 1 in the order of that epoch, int32.
+
+    Sorts the raw output of the Philox generator (Salmon et al. 2011), which is fixed by its definition: NumPy's and
+    JAX's own shuffles may change between versions.
+    """
+    raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
+    order = np.argsort(raw, kind="stable").astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
+def batch_indices(seed: int, step: int, batch_size: int, size: int) -> np.ndarray:
+    """Indices (batch_size,) int32 of the examples of one training step.
+
+    The epochs' permutations follow each other without a gap, so a batch may end one epoch and begin the next: no
+    example is dropped, and each is seen once an epoch.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    epochs = positions // size
+    parts = [permutation(seed, int(e), size)[positions[epochs == e] % size] for e in np.unique(epochs)]
+    return np.concatenate(parts)
+
+
+def evaluation_indices(size: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Indices and mask, both (batch_size,), of batches that cover 0 ... size - 1 once; the last is padded with 0."""
+    for start in range(0, size, batch_size):
+        positions = np.arange(start, start + batch_size)
+        mask = positions < size
+        yield np.where(mask, positions, 0).astype(np.int32), mask

@@ -1,0 +1,16 @@
+"""Errors that a user can mend: one line each, with what was wrong, where, and what to do next."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Wrong input from outside the program; the command line prints it as one line and exits with 2."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a `kind` ("model", "data set", ...) of this `name`, with the nearest of the `known` names."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")

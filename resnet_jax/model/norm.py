@@ -1,0 +1,92 @@
+"""Batch normalisation over groups of examples.
+
+Axes: b batch, ... spatial, c channels; a group is g consecutive examples of the batch.
+Papers: Ioffe and Szegedy 2015 (batch normalisation); Goyal et al. 2017, section 2.3 (why the number of images
+that share statistics belongs to the recipe, and not to the hardware).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+from jax.nn.initializers import Initializer, ones, zeros
+from jax.typing import DTypeLike
+
+from resnet_jax.errors import InputError
+
+
+def split_groups(x: Array, group: int | None) -> Array:
+    """(b, ..., c) -> (b / g, g, ..., c); `None` is one group of the whole batch.
+
+    Raises InputError where the groups do not divide the batch.
+    """
+    batch = x.shape[0]
+    group = batch if group is None else group
+    if group < 1 or batch % group:
+        raise InputError(
+            f"model.norm_group is {group}, which does not divide the batch of {batch} images;"
+            f" choose a divisor of {batch}"
+        )
+    return x.reshape(batch // group, group, *x.shape[1:])
+
+
+def statistics(grouped: Array) -> tuple[Array, Array]:
+    """Mean and biased variance of each group and channel, both (b / g, 1, ..., 1, c), in float32 or wider.
+
+    The variance is taken about the mean, in two passes: E[x^2] - E[x]^2 loses every digit where |mean| >> std.
+    """
+    grouped = grouped.astype(jnp.promote_types(grouped.dtype, jnp.float32))
+    axes = tuple(range(1, grouped.ndim - 1))
+    mean = grouped.mean(axes, keepdims=True)
+    return mean, jnp.square(grouped - mean).mean(axes, keepdims=True)
+
+
+class BatchNorm(nn.Module):
+    """Normalises (b, ..., c) by the statistics of groups of `group` examples, or by their running averages.
+
+    Parameters `scale` and `bias` and statistics `mean` and `var` are float32 (c,). The running variance averages the
+    unbiased estimate (Ioffe and Szegedy 2015, algorithm 2, step 10), as PyTorch does and flax does not, so that
+    published weights go on training as they did.
+
+    Attributes:
+        use_running_average: normalise by the running averages and leave them alone (evaluation).
+        group: examples that share statistics; None is the whole batch, on however many devices it lies.
+        momentum: share of the old running average that a step keeps.
+        epsilon: added to the variance.
+        dtype: of the result; None is that of the input.
+        scale_init: of the scale; zeros makes a residual block start as the identity (Goyal et al. 2017, 5.1).
+    """
+
+    use_running_average: bool
+    group: int | None = None
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    dtype: DTypeLike | None = None
+    scale_init: Initializer = ones
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1:]
+        scale = self.param("scale", self.scale_init, channels, jnp.float32)
+        bias = self.param("bias", zeros, channels, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
+        if self.use_running_average:
+            grouped = x[None]
+            shape = (1,) * x.ndim + channels
+            mean, var = running_mean.value.reshape(shape), running_var.value.reshape(shape)
+        else:
+            grouped = split_groups(x, None if self.is_initializing() else self.group)
+            mean, var = statistics(grouped)
+            if not self.is_initializing():
+                count = grouped[0, ..., 0].size
+                unbiased = var * (count / max(count - 1, 1))
+                running_mean.value = self._average(running_mean.value, mean)
+                running_var.value = self._average(running_var.value, unbiased)
+        factor = jax.lax.rsqrt(var + self.epsilon) * scale.reshape((1,) * x.ndim + channels)
+        y = (grouped - mean) * factor + bias.reshape((1,) * x.ndim + channels)
+        return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+    def _average(self, running: Array, groups: Array) -> Array:
+        new = groups.reshape(-1, groups.shape[-1]).mean(0)
+        return self.momentum * running + (1 - self.momentum) * new

@@ -1,0 +1,69 @@
+"""Command-line words to dataclasses by tyro, with its errors cut down to one line."""
+
+import contextlib
+import dataclasses
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Recipe, fields_of, nearest_fields
+
+
+def parse(kind: Any, words: list[str], *, prog: str, description: str, default: Any = None) -> Any:
+    """A value of `kind` from words such as ["--optimizer.lr", "0.2"].
+
+    Raises InputError for a flag that does not exist or a value that does not fit, SystemExit(0) for --help.
+    """
+    default = {} if default is None else {"default": default}
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            value, rest = tyro.cli(
+                kind, args=words, prog=prog, description=description, return_unknown_args=True, **default
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise InputError(f"{_message(printed.getvalue())}; see {prog} --help") from None
+    if rest:
+        raise InputError(f"unknown {_what(rest[0], value)}; see {prog} --help")
+    return value
+
+
+def _message(box: str) -> str:
+    """The first paragraph of one of tyro's boxes, as one line."""
+    lines = [line.strip("│ \n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [index for index, line in enumerate(lines) if line.startswith("─")]
+    text = " ".join(lines[: rules[0]] if rules else lines)
+    return re.sub(r"\s+", " ", text).strip().rstrip(".") or "these words do not fit"
+
+
+def _what(word: str, value: Any) -> str:
+    """Names a word that no field took, with the nearest fields."""
+    if not word.startswith("-"):
+        return f"word {word!r} (a recipe or run comes first, before any flag)"
+    parts = value if isinstance(value, tuple) else (value,)
+    known = [name.replace("_", "-") for part in parts for name, _ in fields_of(part)]
+    near = nearest_fields(word.split("=")[0].lstrip("-").replace("_", "-"), known)
+    return f"field {word!r}" + (f"; nearest: {', '.join('--' + name for name in near)}" if near else "")
+
+
+def unset_other_length(recipe: Recipe, before: Recipe) -> Recipe:
+    """Lets --epochs replace a recipe's steps, and --steps its epochs, where only one of the two was given."""
+    if recipe.epochs is not None and recipe.steps is not None:
+        if recipe.epochs == before.epochs:
+            return dataclasses.replace(recipe, epochs=None)
+        if recipe.steps == before.steps:
+            return dataclasses.replace(recipe, steps=None)
+    return recipe
+
+
+def split_first(words: list[str]) -> tuple[Path | None, list[str]]:
+    """The leading word that is no flag, if there is one, as a path, and the others."""
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), words[1:]
+    return None, words

@@ -1,0 +1,53 @@
+"""Classes of image files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.decode import decode, resize_crop
+from resnet_jax.errors import InputError
+from resnet_jax.train.checkpoint import load_run
+
+_BATCH = 64  # images a call of the network
+
+
+class Prediction(NamedTuple):
+    """What a network says of one image: the likeliest classes, first the best."""
+
+    image: Path
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict_images(run: Path, images: Sequence[Path], top: int = 5) -> list[Prediction]:
+    """The `top` classes of each image file by the newest checkpoint of a run.
+
+    An image is scaled to cover the size that the network was trained on, and its centre taken. Raises InputError,
+    before anything is computed, where the run or an image cannot be read.
+    """
+    if top < 1:
+        raise InputError(f"--top is {top}; it must be positive")
+    job, state = load_run(run, devices=1)
+    height, width, channels = job.dataset.image_shape
+    pixels = np.stack([resize_crop(decode(path, channels), height, width) for path in images])
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+
+    @jax.jit
+    def probabilities(images: Array) -> Array:
+        data = job.recipe.data
+        logits = job.model.apply(variables, normalize(images, data.mean, data.std), train=False)
+        return jax.nn.softmax(jnp.asarray(logits))
+
+    chunks = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
+    rows = np.concatenate([np.asarray(probabilities(chunk)) for chunk in chunks])
+    best = np.argsort(-rows, axis=1, kind="stable")[:, :top]
+    return [
+        Prediction(path, tuple(job.dataset.classes[i] for i in order), tuple(float(row[i]) for i in order))
+        for path, row, order in zip(images, rows, best, strict=True)
+    ]

@@ -1,0 +1,74 @@
+"""What a network is made of: shapes, parameters and multiply-adds, by abstract evaluation, so nothing is computed."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_jax.model.layers import Conv
+from resnet_jax.model.resnet import ResNet
+
+
+class Row(NamedTuple):
+    """One layer."""
+
+    path: str
+    kind: str
+    output: tuple[int, ...]  # without the batch
+    parameters: int
+    multiply_adds: int  # an image; of convolutions and matrix products, as is usual
+
+
+def summarize(model: ResNet, image_shape: tuple[int, ...]) -> list[Row]:
+    """A row for every layer that has parameters, in order of evaluation, for images (spatial..., c)."""
+    rows: list[Row] = []
+
+    def record(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        output = call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and "params" in module.variables and is_leaf(module):
+            params = module.variables["params"]
+            count = sum(math.prod(leaf.shape) for leaf in params.values())
+            rows.append(
+                Row(
+                    path="/".join(module.path),
+                    kind=type(module).__name__,
+                    output=output.shape[1:],
+                    parameters=count,
+                    multiply_adds=multiply_adds(module, output.shape),
+                )
+            )
+        return output
+
+    def apply() -> Any:
+        with nn.intercept_methods(record):
+            return model.init(jax.random.key(0), jnp.zeros((1, *image_shape)))
+
+    jax.eval_shape(apply)
+    return rows
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether all parameters of a module are its own."""
+    return not any(isinstance(value, dict) for value in module.variables["params"].values())
+
+
+def multiply_adds(module: nn.Module, output: tuple[int, ...]) -> int:
+    """Of one image: each output value of a convolution or product costs the inputs that it sums over."""
+    if not isinstance(module, Conv | nn.Dense):
+        return 0
+    kernel = module.variables["params"]["kernel"].shape
+    return math.prod(output[1:]) * math.prod(kernel[:-1])
+
+
+def count_parameters(model: ResNet, image_shape: tuple[int, ...]) -> int:
+    """Trainable parameters. All blocks of a stage but its first are alike, so two of each are looked at."""
+    shallow = model.clone(depths=tuple(min(depth, 2) for depth in model.depths))
+    params = jax.eval_shape(lambda: shallow.init(jax.random.key(0), jnp.zeros((1, *image_shape))))["params"]
+    repeats = {f"stage{i + 1}_block2": depth - 1 for i, depth in enumerate(model.depths)}
+    return sum(
+        repeats.get(name, 1) * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for name, part in params.items()
+    )

@@ -1,0 +1,1 @@
+"""Training: state, step, optimiser, devices, checkpoints and the loop."""

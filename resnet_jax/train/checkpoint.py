@@ -1,0 +1,74 @@
+"""Checkpoints: the state, and the totals since the last line of metrics, so that a resumed run writes the same lines.
+
+Nothing of the input pipeline is kept: the step is the position.
+"""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from resnet_jax.errors import InputError
+from resnet_jax.train.devices import replicated
+from resnet_jax.train.directory import read_dataset, read_recipe
+from resnet_jax.train.job import Job, initial, prepare
+from resnet_jax.train.state import TrainState
+from resnet_jax.train.step import Sums
+
+_KEEP = 2  # newest checkpoints
+
+
+def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
+    """Orbax's manager of a folder, which keeps the newest two; use it in a `with`, which waits for pending saves."""
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
+        cleanup_tmp_directories=True,  # a killed save leaves one behind
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, sums: Sums) -> None:
+    """Writes a checkpoint in the background, unless there is one of this step."""
+    step = int(state.step)
+    if step in checkpoints.all_steps():
+        return
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state), sums=ocp.args.StandardSave(sums))
+    checkpoints.save(step, args=args, force=True)
+
+
+def restore(folder: Path, job: Job) -> tuple[TrainState, Sums] | None:
+    """State and totals of the newest checkpoint in a folder, on every device of the job; None where there is none.
+
+    Raises InputError, with the path, where it cannot be read or does not fit the job.
+    """
+    if not folder.is_dir():
+        return None
+    with open_checkpoints(folder) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            return None
+        state, sums = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(job.mesh)),
+            jax.eval_shape(partial(initial, job)),
+        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(state), sums=ocp.args.StandardRestore(sums))
+        try:
+            restored = checkpoints.restore(step, args=args)
+        except Exception as error:  # Orbax raises bare ones for damaged files
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            raise InputError(
+                f"{folder / str(step)}: this checkpoint cannot be read ({reason});"
+                " remove its folder to go on from the one before"
+            ) from error
+    return restored["state"], restored["sums"]
+
+
+def load_run(run: Path, devices: int | None = None) -> tuple[Job, TrainState]:
+    """Network and newest state of a run directory, without its data; raises InputError where there is none."""
+    recipe = read_recipe(run)
+    job = prepare(recipe, read_dataset(run), devices)
+    restored = restore(run / "checkpoints", job)
+    if restored is None:
+        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` makes one")
+    return job, restored[0]

@@ -1,0 +1,41 @@
+"""Where arrays lie: one mesh axis, "data", over which the batch is split; everything else is replicated."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resnet_jax.errors import InputError
+
+
+def data_mesh(count: int | None = None) -> Mesh:
+    """A mesh of the first `count` devices, or of all; raises InputError where there are not so many."""
+    devices: Sequence[jax.Device] = jax.devices()
+    if count is not None and not 1 <= count <= len(devices):
+        raise InputError(f"--devices is {count}; this machine has {len(devices)} ({devices[0].device_kind})")
+    devices = devices[:count]
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def require_even_split(batch_size: int, mesh: Mesh) -> None:
+    """Raises InputError where the devices do not divide the batch, with the largest number that does."""
+    if batch_size % mesh.size:
+        fitting = max(n for n in range(1, mesh.size + 1) if batch_size % n == 0)
+        raise InputError(
+            f"batch_size is {batch_size}, which {mesh.size} devices do not divide; use --devices {fitting}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """Leading axis over the devices."""
+    return NamedSharding(mesh, P("data"))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    return jax.device_put(tree, replicated(mesh))

@@ -1,0 +1,146 @@
+"""The directory of a run: recipe.json, dataset.json, environment.json, metrics.jsonl and checkpoints/."""
+
+import dataclasses
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
+
+_PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What prediction has to know of the data set, which may not be at hand by then."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (h, w, c)
+    train_size: int
+    data_dir: str
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file all or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_recipe(run: Path) -> Recipe:
+    """The recipe of a run directory; raises InputError where it is none."""
+    path = run / "recipe.json"
+    if not path.is_file():
+        raise InputError(f"{run}: not a run directory (no recipe.json); `resnet-jax train` makes one")
+    return from_json(path.read_text(), str(path))
+
+
+def read_dataset(run: Path) -> Dataset:
+    path = run / "dataset.json"
+    try:
+        values = json.loads(path.read_text())
+        return Dataset(tuple(values["classes"]), tuple(values["image_shape"]), values["train_size"], values["data_dir"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: missing or damaged; train again to write it") from error
+
+
+def open_run(out: Path, recipe: Recipe, dataset: Dataset) -> None:
+    """Makes the directory, or checks that it holds this very recipe; raises InputError, having changed nothing."""
+    if (out / "recipe.json").is_file():
+        changed = differences(read_recipe(out), recipe)
+        if changed:
+            raise InputError(f"{out}: holds a run of another recipe ({'; '.join(changed)}); choose another --out")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not a run directory; choose another --out")
+    files = {"dataset.json": dataclasses.asdict(dataset), "environment.json": environment()}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name, values in files.items():
+            write_whole(out / name, json.dumps(values, indent=2) + "\n")
+        write_whole(out / "recipe.json", to_json(recipe))
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
+
+
+def free_run(stem: Path, recipe: Recipe) -> Path:
+    """The first of STEM, STEM-2, STEM-3, ... that does not exist or holds an unfinished run of this very recipe."""
+    for number in itertools.count(1):
+        run = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        if not run.exists():
+            return run
+        if (run / "recipe.json").is_file() and read_recipe(run) == recipe and not is_finished(run):
+            return run
+    raise AssertionError("unreachable")
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the last line of metrics is that of the last step."""
+    lines = read_metrics(run)
+    return bool(lines) and lines[-1]["step"] >= total_steps(read_recipe(run), read_dataset(run).train_size)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and git commit that a result may depend on."""
+    devices = jax.devices()
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in devices],
+        "processes": jax.process_count(),
+        **git_state(Path(__file__).parent),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """The commit of a checkout, and whether tracked files differ from it; None for both outside one."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_changed": None if changed is None else bool(changed)}
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, oldest first; a line cut short by a crash ends them."""
+    path, lines = run / "metrics.jsonl", []
+    if not path.is_file():
+        return []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def keep_metrics(run: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines after a step, which a resumed run writes again; returns those that stay."""
+    lines = [line for line in read_metrics(run) if line["step"] <= step]
+    write_whole(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def add_metrics(run: Path, line: dict[str, Any]) -> None:
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")

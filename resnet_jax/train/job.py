@@ -1,0 +1,125 @@
+"""A recipe made concrete: its data, network, optimiser and devices, all checked before anything is written."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+from resnet_jax.data.augment import augment, normalize
+from resnet_jax.data.batches import batch_indices
+from resnet_jax.data.datasets import open_split
+from resnet_jax.data.source import Source
+from resnet_jax.errors import InputError
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.recipe import Recipe, total_steps
+from resnet_jax.train.devices import data_mesh, replicate, replicated, split
+from resnet_jax.train.directory import Dataset
+from resnet_jax.train.evaluate import Resident, gather
+from resnet_jax.train.loss import cross_entropy
+from resnet_jax.train.optimizer import learning_rate, sgd
+from resnet_jax.train.state import TrainState, build_model, init_state
+from resnet_jax.train.step import Sums, add_sums, train_step, zero_sums
+
+
+class Job(NamedTuple):
+    """What a run needs and does not change."""
+
+    recipe: Recipe
+    dataset: Dataset
+    mesh: Mesh
+    model: ResNet
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    steps: int  # of the whole recipe
+
+
+class Sources(NamedTuple):
+    """What a run reads."""
+
+    train: Source
+    held: Source  # that it is measured on: the held-out training images, or else the test split
+    dataset: Dataset
+
+
+def held_split(recipe: Recipe) -> str:
+    """The split that a run is measured on while it trains."""
+    return "validation" if recipe.data.validation else "test"
+
+
+def open_sources(recipe: Recipe, data_dir: Path) -> Sources:
+    """The splits of a recipe's data set; raises InputError where it is unknown, missing or incomplete."""
+    data = recipe.data
+    train, held = (open_split(data.name, s, data_dir, data.validation) for s in ("train", held_split(recipe)))
+    height, width, channels = train.read(0).image.shape
+    dataset = Dataset(train.classes, (height, width, channels), train.size, str(data_dir.absolute()))
+    return Sources(train, held, dataset)
+
+
+def prepare(recipe: Recipe, dataset: Dataset, devices: int | None = None) -> Job:
+    """Builds everything; raises InputError where recipe, data and devices do not fit each other."""
+    channels = dataset.image_shape[-1]
+    for name, values in (("data.mean", recipe.data.mean), ("data.std", recipe.data.std)):
+        if len(values) not in (1, channels):
+            raise InputError(f"{name} has {len(values)} numbers; {recipe.data.name} has {channels} channels")
+    schedule = learning_rate(recipe, dataset.train_size)
+    return Job(
+        recipe=recipe,
+        dataset=dataset,
+        mesh=data_mesh(devices),
+        model=build_model(recipe.model, len(dataset.classes)),
+        schedule=schedule,
+        optimizer=sgd(recipe.optimizer, schedule),
+        steps=total_steps(recipe, dataset.train_size),
+    )
+
+
+def random_keys(recipe: Recipe) -> tuple[Array, Array]:
+    """The keys of the initial parameters and of the augmentation."""
+    init_key, augment_key = jax.random.split(jax.random.key(recipe.seed))
+    return init_key, augment_key
+
+
+def initial(job: Job) -> tuple[TrainState, Sums]:
+    """State and totals before the first step, on every device."""
+    key, _ = random_keys(job.recipe)
+    state = init_state(key, job.model, job.optimizer, job.dataset.image_shape)
+    return replicate((state, zero_sums()), job.mesh)
+
+
+def make_advance(job: Job) -> jax.stages.Wrapped:
+    """Jitted (state, totals, resident split, indices (b,)) -> (state, totals); the first two are donated."""
+    recipe, (_, key) = job.recipe, random_keys(job.recipe)
+
+    def preprocess(key: Array, images: Array) -> Array:
+        images = augment(key, images, pad=recipe.augment.pad, mirror=recipe.augment.flip)
+        return normalize(images, recipe.data.mean, recipe.data.std)
+
+    step = partial(
+        train_step,
+        model=job.model,
+        optimizer=job.optimizer,
+        loss=partial(cross_entropy, smoothing=recipe.loss.label_smoothing),
+        preprocess=preprocess,
+        key=key,
+    )
+
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=replicated(job.mesh))
+    def advance(state: TrainState, sums: Sums, data: Resident, indices: Array) -> tuple[TrainState, Sums]:
+        batch = gather(data, indices, jnp.ones(indices.shape, bool))
+        batch = jax.lax.with_sharding_constraint(batch, split(job.mesh))
+        state, new = step(state, batch)
+        return state, add_sums(sums, new)
+
+    return advance
+
+
+def step_indices(job: Job, step: int) -> Array:
+    """The indices of the batch that leads from `step` to `step` + 1, split over the devices."""
+    indices: np.ndarray = batch_indices(job.recipe.seed, step, job.recipe.batch_size, job.dataset.train_size)
+    return jax.device_put(indices, split(job.mesh))

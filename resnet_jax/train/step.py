@@ -1,0 +1,84 @@
+"""One step of training and of evaluation: pure functions of the state and a batch."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from resnet_jax.data.batches import Batch
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.train.state import TrainState
+
+# (key, uint8 images (b, h, w, c)) -> float32 images
+Preprocess = Callable[[Array, Array], Array]
+# (logits (b, k), labels) -> (b,)
+LossFn = Callable[[Array, Array], Array]
+
+
+class Sums(NamedTuple):
+    """Totals over examples: add them over batches, divide once."""
+
+    loss: Array  # () float32
+    correct: Array  # () int32
+    examples: Array  # () int32
+
+
+def zero_sums() -> Sums:
+    return Sums(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def add_sums(a: Sums, b: Sums) -> Sums:
+    return jax.tree.map(jnp.add, a, b)
+
+
+def summed(logits: Array, losses: Array, batch: Batch) -> Sums:
+    """Totals over the examples of the batch that are not padding."""
+    mask = jnp.asarray(batch.mask)
+    correct = (jnp.argmax(logits, -1) == batch.label) & mask
+    return Sums(
+        jnp.where(mask, losses, 0).sum().astype(jnp.float32),
+        correct.sum(dtype=jnp.int32),
+        mask.sum(dtype=jnp.int32),
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    loss: LossFn,
+    preprocess: Preprocess,
+    key: Array,
+) -> tuple[TrainState, Sums]:
+    """The state after one step of gradient descent, and the totals of the batch before it.
+
+    Randomness comes from `key` and `state.step` alone. Parameters and running statistics move together.
+    """
+    images = preprocess(jax.random.fold_in(key, state.step), jnp.asarray(batch.image))
+    mask = jnp.asarray(batch.mask)
+
+    def objective(params: dict) -> tuple[Array, tuple[Array, Array, dict]]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        losses = loss(logits, jnp.asarray(batch.label))
+        mean = jnp.where(mask, losses, 0).sum() / mask.sum()
+        return mean, (logits, losses, updated["batch_stats"])
+
+    grads, (logits, losses, batch_stats) = jax.grad(objective, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    state = TrainState(state.step + 1, params, batch_stats, opt_state)
+    return state, summed(logits, losses, batch)
+
+
+def eval_step(state: TrainState, batch: Batch, *, model: ResNet, loss: LossFn, normalize: Callable) -> Sums:
+    """Totals of a batch under the running statistics; padding does not count."""
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = model.apply(variables, normalize(jnp.asarray(batch.image)), train=False)
+    assert isinstance(logits, Array)
+    return summed(logits, loss(logits, jnp.asarray(batch.label)), batch)
