@@ -45,6 +45,6 @@ def subset(source: Source, indices: np.ndarray) -> Source:
 
 
 def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """All examples as uint8 images (n, h, w, c) and int32 labels (n,), for sources of one image size that fit in memory."""
+    """All examples, of one size and small enough: uint8 images (n, h, w, c) and int32 labels (n,)."""
     examples = [source.read(index) for index in range(source.size)]
     return np.stack([e.image for e in examples]), np.array([e.label for e in examples], np.int32)

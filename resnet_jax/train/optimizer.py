@@ -11,7 +11,7 @@ from resnet_jax.recipe import Optimizer, Recipe, in_steps, total_steps
 
 
 def learning_rate(recipe: Recipe, train_size: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up (Goyal et al. 2017, 2.2), then the shape (cosine: Loshchilov 2017, eq. 5)."""
+    """Learning rate by step: linear warm-up (Goyal et al. 2017, 2.2), then the shape (cosine: Loshchilov 2017, 3)."""
     schedule, peak = recipe.schedule, recipe.optimizer.lr
     warmup = round(in_steps(recipe, schedule.warmup, train_size))
     rest = max(1, total_steps(recipe, train_size) - warmup)
