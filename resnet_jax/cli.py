@@ -6,13 +6,21 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from resnet_jax.errors import InputError, unknown
 from resnet_jax.parse import parse, split_first, unset_other_length
 from resnet_jax.recipe import Recipe, load_recipe
+
+_T = TypeVar("_T")
+_Unnamed = Annotated[_T, arg(name="")]  # flags without a prefix: --seed, not --recipe.seed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from resnet_jax.train.run import Result
 
 
 def default_data_dir() -> Path:
@@ -39,6 +47,8 @@ class TrainOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
+    """What to measure."""
+
     run: Positional[Path]
     """Run directory."""
     split: Literal["train", "validation", "test"] = "test"
@@ -53,6 +63,8 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
+    """What to classify."""
+
     run: Positional[Path]
     """Run directory."""
     images: Positional[tuple[Path, ...]]
@@ -65,6 +77,8 @@ class PredictOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
+    """What to describe."""
+
     model: Positional[str]
     """Name of a network; `resnet-jax list` shows all."""
     size: int | None = None
@@ -79,8 +93,7 @@ def train(words: list[str]) -> int:
     """train a recipe, or go on with a run: train [RECIPE.py | RUN] [--field value ...] [--out DIR]"""
     path, rest = split_first(words)
     base = load_recipe(path) if path else Recipe()
-    unnamed = arg(name="")
-    kind = tuple[Annotated[Recipe, unnamed], Annotated[TrainOptions, unnamed]]
+    kind = cast(type[tuple[Recipe, TrainOptions]], tuple[_Unnamed[Recipe], _Unnamed[TrainOptions]])
     recipe, options = parse(
         kind, rest, prog="resnet-jax train", description=VERBS["train"][1], default=(base, TrainOptions())
     )
@@ -111,7 +124,7 @@ def train(words: list[str]) -> int:
     return 128 + result.signal if result.signal else 0
 
 
-def show_result(result: Any, out: Path) -> None:
+def show_result(result: "Result", out: Path) -> None:
     """The short table at the end of training."""
     from rich.console import Console
 
@@ -128,8 +141,8 @@ def show_result(result: Any, out: Path) -> None:
     Console().print(table, soft_wrap=True)
 
 
-def plain_table(*columns: str) -> Any:
-    """A table without a frame; columns that hold numbers are to be added with `justify`."""
+def plain_table(*columns: str) -> "Table":
+    """A table without a frame."""
     from rich import box
     from rich.table import Table
 
@@ -147,7 +160,7 @@ def evaluate(words: list[str]) -> int:
         return 0
     print(
         f"{options.run} at step {step}, {options.split}: accuracy {metrics.accuracy:.2%}"
-        f" ({metrics.wrong} of {metrics.count:,} wrong), loss {metrics.loss:.4f}"
+        f" ({metrics.wrong} of {metrics.examples:,} wrong), loss {metrics.loss:.4f}"
     )
     return 0
 
@@ -218,6 +231,10 @@ def summary(words: list[str]) -> int:
     from resnet_jax.model.zoo import create, image_size
     from resnet_jax.summary import summarize
 
+    for name in ("size", "channels"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{name} is {value}; it must be positive")
     model = create(options.model)
     if options.classes is not None:
         model = model.clone(num_classes=options.classes)

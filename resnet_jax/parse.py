@@ -5,25 +5,27 @@ import dataclasses
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, nearest_fields
 
+Kind = TypeVar("Kind")
 
-def parse(kind: Any, words: list[str], *, prog: str, description: str, default: Any = None) -> Any:
+
+def parse(kind: type[Kind], words: list[str], *, prog: str, description: str, default: Kind | None = None) -> Kind:
     """A value of `kind` from words such as ["--optimizer.lr", "0.2"].
 
     Raises InputError for a flag that does not exist or a value that does not fit, SystemExit(0) for --help.
     """
-    default = {} if default is None else {"default": default}
+    options: dict[str, Any] = {} if default is None else {"default": default}
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
             value, rest = tyro.cli(
-                kind, args=words, prog=prog, description=description, return_unknown_args=True, **default
+                kind, args=words, prog=prog, description=description, return_unknown_args=True, **options
             )
     except SystemExit as end:
         if end.code == 0:

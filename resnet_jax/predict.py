@@ -33,6 +33,8 @@ def predict_images(run: Path, images: Sequence[Path], top: int = 5) -> list[Pred
     """
     if top < 1:
         raise InputError(f"--top is {top}; it must be positive")
+    if not images:
+        raise InputError("no image is named; give at least one file")
     job, state = load_run(run, devices=1)
     height, width, channels = job.dataset.image_shape
     pixels = np.stack([resize_crop(decode(path, channels), height, width) for path in images])

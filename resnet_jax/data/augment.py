@@ -8,7 +8,7 @@ from jax import Array, lax
 
 
 def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """uint8 (..., c) -> float32 (..., c): pixels in 0 to 1, less `mean`, by `std`; each one number, or one a channel."""
+    """uint8 (..., c) -> float32 (..., c): pixels in 0 to 1, less `mean`, by `std`; one number, or one a channel."""
     shape = (1,) * (image.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(v, jnp.float32).reshape(shape) for v in (mean, std))
     return (image.astype(jnp.float32) / 255 - center) / scale

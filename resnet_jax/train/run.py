@@ -61,6 +61,13 @@ def train_recipe(
     Raises InputError where recipe, data, devices or directory do not fit each other, having written nothing, and where
     the loss is no longer finite, having kept the checkpoints from before.
     """
+    for name, value in (
+        ("--stop-at", stop_at),
+        ("--evaluate-every", evaluate_every),
+        ("--checkpoint-every", checkpoint_every),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; it must be positive")
     sources = open_sources(check(recipe), data_dir)
     job, split = prepare(recipe, sources.dataset, devices), held_split(recipe)
     require_even_split(recipe.batch_size, job.mesh)

@@ -1,0 +1,60 @@
+"""Strict settings for all tests, eight virtual devices, and where the real data is."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Before jax is imported, here and in every process that a test starts.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Tests compile the same few networks again and again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="resnet-jax-tests-"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+import pytest
+
+from resnet_jax.data.datasets import DATASETS
+from resnet_jax.data.source import from_arrays
+from resnet_jax.model.blocks import PadShortcut
+from resnet_jax.model.layers import CifarStem
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.model.zoo import MODELS
+from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data and weights; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("RESNET_JAX_TEST_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "make_cifar10.py").is_file():
+        pytest.skip(f"no real data under {folder}; name it with RESNET_JAX_TEST_DATA")
+    return folder
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe that compiles in a second: a network of six layers on 40 + 10 noisy images of 8x8 pixels."""
+    network = ResNet((1, 1), stem=CifarStem, shortcut=PadShortcut, width=4, num_classes=3)
+    monkeypatch.setitem(MODELS, "tiny", network)
+
+    def source(split, folder):
+        size = 40 if split == "train" else 10
+        labels = jax.numpy.arange(size) % 3
+        noise = jax.random.randint(jax.random.key(size), (size, 8, 8, 1), 0, 100)
+        images = noise + 50 * labels[:, None, None, None]
+        return from_arrays(jax.device_get(images).astype("uint8"), jax.device_get(labels), ("a", "b", "c"))
+
+    monkeypatch.setitem(DATASETS, "tiny", source)
+    return Recipe(
+        model=Model(name="tiny"),
+        data=Data(name="tiny"),
+        augment=Augment(pad=1, flip=True),
+        schedule=Schedule(warmup=2),
+        batch_size=16,
+        epochs=None,
+        steps=12,
+    )

@@ -1,0 +1,166 @@
+"""Recipes as values: round trips, differences, checks."""
+
+import dataclasses
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import (
+    Data,
+    Model,
+    Optimizer,
+    Recipe,
+    Schedule,
+    check,
+    differences,
+    fields_of,
+    from_json,
+    in_steps,
+    load_recipe,
+    to_json,
+    total_steps,
+)
+
+EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_is_a_sound_recipe(path):
+    recipe = check(load_recipe(path))
+    assert from_json(to_json(recipe)) == recipe
+
+
+def test_digits_is_the_default():
+    assert load_recipe(ROOT / "experiments" / "digits.py") == Recipe()
+
+
+def test_resnet20_on_cifar10_is_that_of_the_paper():
+    recipe = load_recipe(ROOT / "experiments" / "cifar10" / "resnet20.py")
+    assert (recipe.batch_size, recipe.steps, recipe.schedule.milestones) == (128, 64_000, (32_000, 48_000))
+    o = recipe.optimizer
+    assert (o.lr, o.momentum, o.nesterov, o.weight_decay, o.decay_scope) == (0.1, 0.9, False, 1e-4, "all")
+
+
+@given(
+    st.builds(
+        Recipe,
+        model=st.builds(Model, norm_group=st.none() | st.integers(1, 64), shortcut=st.sampled_from([None, "A", "C"])),
+        data=st.builds(Data, mean=st.lists(st.floats(0, 1), min_size=1, max_size=3).map(tuple)),
+        schedule=st.builds(Schedule, milestones=st.lists(st.integers(1, 100) | st.floats(1, 9), max_size=3).map(tuple)),
+        batch_size=st.integers(1, 4096),
+        epochs=st.none() | st.floats(0.1, 100) | st.integers(1, 90),
+        steps=st.none() | st.integers(1, 10**6),
+    )
+)
+def test_json_round_trip(recipe):
+    again = from_json(to_json(recipe))
+    assert again == recipe
+    assert differences(recipe, again) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {"lrr": 0.1}}, "unknown field in here: 'optimizer.lrr'; nearest: optimizer.lr"),
+        ({"optimizer": {"lr": "big"}}, "here: optimizer.lr is 'big'"),
+        ({"seed": True}, "here: seed is True"),
+        ({"seed": 0.5}, "here: seed is 0.5"),
+        ({"model": {"shortcut": "Q"}}, "here: model.shortcut is 'Q'"),
+        ({"model": "resnet20"}, "here: model. is 'resnet20', not a table"),
+        ({"schedule": {"milestones": ["a"]}}, r"here: schedule.milestones is \('a',\)"),
+        ([], "here: the recipe is .*not a table"),
+    ],
+)
+def test_json_of_another_shape_is_refused(change, message):
+    with pytest.raises(InputError, match=message):
+        from_json(json.dumps(change), "here")
+
+
+def test_broken_json_is_refused():
+    with pytest.raises(InputError, match="here: not JSON"):
+        from_json('{"seed": ', "here")
+
+
+def test_differences_name_fields_and_values():
+    other = replace(Recipe(), seed=3, optimizer=replace(Recipe().optimizer, lr=0.5))
+    assert differences(Recipe(), other) == ["optimizer.lr 0.1 -> 0.5", "seed 0 -> 3"]
+
+
+def test_fields_of_names_every_leaf():
+    names = dict(fields_of(Recipe()))
+    assert names["schedule.warmup"] == 3.0
+    assert not any(dataclasses.is_dataclass(value) for value in names.values())
+
+
+STEPS = Schedule(name="steps", warmup=0)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe(steps=5), "steps give either steps or epochs"),
+        (Recipe(epochs=None), "steps give either steps or epochs"),
+        (Recipe(epochs=0), "epochs is 0; it must be positive"),
+        (Recipe(epochs=None, steps=-1), "steps is -1; it must be positive"),
+        (Recipe(batch_size=0), "batch_size is 0"),
+        (Recipe(seed=-1), "seed is -1"),
+        (Recipe(seed=2**32), "seed is 4294967296"),
+        (Recipe(model=Model(norm_group=48)), "model.norm_group is 48, which does not divide the batch of 64"),
+        (Recipe(model=Model(norm_group=0)), "model.norm_group is 0"),
+        (Recipe(model=Model(norm_momentum=1.0)), "model.norm_momentum is 1.0"),
+        (Recipe(data=Data(std=(0.0,))), "data.std is"),
+        (Recipe(data=Data(validation=-1)), "data.validation is -1"),
+        (Recipe(optimizer=Optimizer(lr=0)), "optimizer.lr is 0"),
+        (Recipe(optimizer=Optimizer(lr=float("nan"))), "optimizer.lr is nan"),
+        (Recipe(optimizer=Optimizer(momentum=1)), "optimizer.momentum is 1"),
+        (Recipe(optimizer=Optimizer(weight_decay=-1)), "optimizer.weight_decay must not be negative"),
+        (Recipe(epochs=2), "schedule.warmup is 3; it must lie within the run's 2 epochs"),
+        (
+            Recipe(schedule=replace(STEPS, milestones=(5, 30))),
+            r"milestones is \(5, 30\); .*the run's 20 epochs.*--stop-at",
+        ),
+        (Recipe(schedule=replace(STEPS, milestones=(9, 5))), r"milestones is \(9, 5\); the times must increase"),
+        (Recipe(schedule=STEPS), "milestones is empty"),
+    ],
+)
+def test_numbers_that_make_no_sense(recipe, message):
+    with pytest.raises(InputError, match=message):
+        check(recipe)
+
+
+def test_lengths():
+    assert total_steps(Recipe(epochs=20, batch_size=64), 1438) == 449
+    assert total_steps(Recipe(epochs=None, steps=64_000), 1) == 64_000
+    assert total_steps(Recipe(epochs=0.001), 100) == 1
+    assert in_steps(Recipe(epochs=20, batch_size=64), 2, 640) == 20
+    assert in_steps(Recipe(epochs=None, steps=50), 7, 640) == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such recipe"),
+        ("x = 1", "defines no `recipe = Recipe"),
+        ("recipe = 1 / 0", "ZeroDivisionError: division by zero"),
+        ("recipe = (", "SyntaxError"),
+        ("from resnet_jax.recipe import Recipe\nrecipe = Recipe(lr=1)", "TypeError: .*'lr'"),
+    ],
+)
+def test_files_that_are_no_recipe(tmp_path, content, message):
+    path = tmp_path / "r.py"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=f"{re.escape(str(path))}: {message}"):
+        load_recipe(path)
+
+
+def test_a_text_file_is_no_recipe(tmp_path):
+    (tmp_path / "r.txt").write_text("hello")
+    with pytest.raises(InputError, match="not a recipe"):
+        load_recipe(tmp_path / "r.txt")

@@ -1,0 +1,99 @@
+"""Run directories: what is refused, what is kept."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Recipe, from_json
+from resnet_jax.train.directory import (
+    Dataset,
+    add_metrics,
+    free_run,
+    git_state,
+    keep_metrics,
+    open_run,
+    read_dataset,
+    read_metrics,
+    read_recipe,
+)
+
+DATASET = Dataset(("a", "b"), (8, 8, 1), 1438, "data")
+OTHER = replace(Recipe(), seed=1)
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_new_run_holds_recipe_data_set_and_environment(tmp_path):
+    run = tmp_path / "a" / "b"
+    open_run(run, Recipe(), DATASET)
+    assert from_json((run / "recipe.json").read_text()) == Recipe()
+    assert read_dataset(run) == DATASET
+    environment = json.loads((run / "environment.json").read_text())
+    assert {"jax", "flax", "resnet-jax"} <= set(environment["packages"])
+    assert {"python", "devices", "git_commit", "git_changed", "command"} <= set(environment)
+    open_run(run, Recipe(), DATASET)
+
+
+def test_another_recipe_is_refused_and_nothing_is_touched(tmp_path):
+    open_run(tmp_path, Recipe(), DATASET)
+    before = snapshot(tmp_path)
+    with pytest.raises(InputError, match=r"holds a run of another recipe \(seed 0 -> 1\); choose another --out"):
+        open_run(tmp_path, OTHER, DATASET)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(InputError, match="exists and is not a run directory"):
+        open_run(tmp_path, Recipe(), DATASET)
+    with pytest.raises(InputError, match="exists and is not a run directory"):
+        open_run(tmp_path / "thesis.tex", Recipe(), DATASET)
+    assert list(snapshot(tmp_path).values()) == [b"precious"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write there"):
+        open_run(tmp_path / "file" / "run", Recipe(), DATASET)
+
+
+def test_what_is_no_run_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"not a run directory \(no recipe.json\)"):
+        read_recipe(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(InputError, match=r"dataset.json: missing or damaged"):
+        read_dataset(tmp_path)
+
+
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
+    for step in (1, 2, 3):
+        add_metrics(tmp_path, {"step": step})
+    assert keep_metrics(tmp_path, 2) == [{"step": 1}, {"step": 2}]
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_line_cut_short_ends_the_metrics(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    keep_metrics(tmp_path, 5)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+def test_a_free_name_is_new_or_an_unfinished_run_of_the_same_recipe(tmp_path):
+    stem = tmp_path / "digits"
+    assert free_run(stem, Recipe()) == stem
+    open_run(stem, Recipe(), DATASET)
+    assert free_run(stem, Recipe()) == stem  # goes on
+    assert free_run(stem, OTHER) == tmp_path / "digits-2"
+    add_metrics(stem, {"step": 449})
+    assert free_run(stem, Recipe()) == tmp_path / "digits-2"  # the first is finished
+    (tmp_path / "digits-2").mkdir()
+    assert free_run(stem, Recipe()) == tmp_path / "digits-3"
+
+
+def test_outside_a_checkout_there_is_no_commit(tmp_path):
+    assert git_state(tmp_path) == {"git_commit": None, "git_changed": None}

@@ -1,0 +1,182 @@
+"""Whole runs of a tiny network: resuming, stopping, refusing."""
+
+import io
+import json
+import os
+import signal
+from dataclasses import replace
+
+import chex
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Augment, Data, Model, Optimizer
+from resnet_jax.train import run as run_module
+from resnet_jax.train.checkpoint import load_run, open_checkpoints, restore
+from resnet_jax.train.directory import read_metrics
+from resnet_jax.train.job import initial, open_sources, prepare, random_keys
+from resnet_jax.train.run import train_recipe
+
+CLOCKS = {"seconds", "images_per_second"}
+
+
+def quietly(recipe, out, **options):
+    return train_recipe(recipe, out, console=Console(file=io.StringIO()), **({"devices": 1} | options))
+
+
+def curve(run):
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(run)]
+
+
+def test_a_run_learns_and_leaves_its_traces(tiny, tmp_path):
+    printed = io.StringIO()
+    longer = replace(tiny, steps=40)
+    result = train_recipe(longer, tmp_path / "run", devices=1, console=Console(file=printed, width=200))
+    assert (result.step, result.steps, result.signal) == (40, 40, 0)
+    lines = read_metrics(tmp_path / "run")
+    assert lines == result.lines
+    assert [line["step"] for line in lines] == [3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28, 30, 33, 35, 38, 40]
+    assert lines[-1]["test_accuracy"] == 1.0
+    assert lines[-1]["epoch"] == 16.0
+    assert lines[-1]["test_examples"] == 10
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "recipe.json",
+        "dataset.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+    }
+    text = printed.getvalue()
+    assert "tiny on tiny, 40 images, 40 steps of 16" in text
+    assert "40/40  epoch  16.00  train" in text
+
+
+@pytest.mark.parametrize("stops", [(1, 2, 3), (7,), (4, 11)])
+def test_stopped_anywhere_a_run_ends_bitwise_the_same(tiny, tmp_path, stops):
+    """Parameters, statistics, momentum and every line of metrics, through evaluations and ends of epochs."""
+    options = {"evaluate_every": 4, "checkpoint_every": 5}
+    whole = quietly(tiny, tmp_path / "whole", **options)
+    for stop in stops:
+        part = quietly(tiny, tmp_path / "parts", stop_at=stop, **options)
+        assert part.step == stop
+    end = quietly(tiny, tmp_path / "parts", **options)
+    chex.assert_trees_all_equal(whole.state, end.state)
+    assert curve(tmp_path / "whole") == curve(tmp_path / "parts")
+
+
+def test_a_checkpoint_is_not_touched_by_the_steps_after_it(tiny, tmp_path):
+    """The state is donated to the next step while it is still being written."""
+    result = quietly(tiny, tmp_path / "run", checkpoint_every=1)
+    alone = quietly(tiny, tmp_path / "alone", stop_at=11)
+    job, _ = load_run(tmp_path / "run", 1)
+    with open_checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert checkpoints.all_steps() == [11, 12]
+        checkpoints.delete(12)
+    state, _ = restore(tmp_path / "run" / "checkpoints", job)
+    chex.assert_trees_all_equal(state, alone.state)
+    assert int(result.state.step) == 12
+
+
+def test_a_finished_run_is_left_alone(tiny, tmp_path):
+    first = quietly(tiny, tmp_path / "run")
+    again = quietly(tiny, tmp_path / "run")
+    assert again.compile_seconds == 0
+    assert again.lines == first.lines
+    chex.assert_trees_all_equal(first.state, again.state)
+
+
+def test_eight_devices_train_what_one_does(tiny, tmp_path):
+    grouped = replace(tiny, model=Model(name="tiny", norm_group=2))
+    one = quietly(grouped, tmp_path / "one")
+    eight = quietly(grouped, tmp_path / "eight", devices=8)
+    chex.assert_trees_all_close(one.state.params, eight.state.params, rtol=1e-3, atol=1e-4)
+    assert one.lines[-1]["test_wrong"] == eight.lines[-1]["test_wrong"]
+
+
+def test_seed_and_recipe_decide_the_start(tiny, tmp_path):
+    job = prepare(tiny, open_sources(tiny, tmp_path).dataset, 1)
+    other = prepare(replace(tiny, seed=1), job.dataset, 1)
+    chex.assert_trees_all_equal(initial(job), initial(job))
+    kernels = [np.asarray(initial(j)[0].params["head"]["kernel"]) for j in (job, other)]
+    assert not np.allclose(*kernels)
+    largest = random_keys(replace(tiny, seed=2**32 - 1))
+    assert not np.array_equal(jax.random.key_data(largest[0]), jax.random.key_data(largest[1]))
+
+
+def test_validation_replaces_the_test_split_while_training(tiny, tmp_path):
+    result = quietly(replace(tiny, data=Data(name="tiny", validation=8)), tmp_path / "run")
+    assert result.split == "validation"
+    assert result.lines[-1]["validation_examples"] == 8
+    assert "test_loss" not in result.lines[-1]
+
+
+def test_a_signal_ends_the_step_and_saves(tiny, tmp_path, monkeypatch):
+    def step_indices(job, step, original=run_module.step_indices):
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(job, step)
+
+    monkeypatch.setattr(run_module, "step_indices", step_indices)
+    before = signal.getsignal(signal.SIGTERM)
+    result = quietly(tiny, tmp_path / "run")
+    assert (result.step, result.signal) == (6, signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.undo()
+
+
+def test_a_loss_that_is_no_number_is_never_saved(tiny, tmp_path):
+    wild = replace(tiny, optimizer=Optimizer(lr=1e30), augment=Augment(pad=0))
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+; lower optimizer.lr"):
+        quietly(wild, tmp_path / "run", evaluate_every=1, checkpoint_every=1)
+    _, state = load_run(tmp_path / "run", 1)
+    chex.assert_tree_all_finite(state.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"batch_size": 12}, {"devices": 8}, "batch_size is 12, which 8 devices do not divide; use --devices 6"),
+        ({}, {"devices": 9}, "--devices is 9; this machine has 8"),
+        ({}, {"devices": 0}, "--devices is 0"),
+        ({"data": Data(name="tiny", mean=(1, 2, 3))}, {}, "data.mean has 3 numbers; tiny has 1 channels"),
+        ({"data": Data(name="tiny", std=(1, 2))}, {}, "data.std has 2 numbers"),
+        ({"model": Model(name="resnet21")}, {}, "unknown model 'resnet21'"),
+        ({"model": Model(name="tiny", shortcut="D")}, {}, "unknown model.shortcut 'D'"),
+        ({"data": Data(name="tiny", validation=40)}, {}, "data.validation is 40"),
+        ({"steps": 0}, {}, "steps is 0"),
+        ({}, {"stop_at": 0}, "--stop-at is 0; it must be positive"),
+        ({}, {"evaluate_every": -1}, "--evaluate-every is -1; it must be positive"),
+        ({}, {"checkpoint_every": 0}, "--checkpoint-every is 0; it must be positive"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(tiny, tmp_path, change, options, message):
+    with pytest.raises(InputError, match=message):
+        quietly(replace(tiny, **change), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "delete"])
+def test_a_damaged_checkpoint_is_named(tiny, tmp_path, damage):
+    quietly(tiny, tmp_path / "run", stop_at=3)
+    folder = tmp_path / "run" / "checkpoints" / "3"
+    for path in [p for p in (folder / "state").rglob("*") if p.is_file()]:
+        path.write_bytes(b"") if damage == "truncate" else path.unlink()
+    with pytest.raises(InputError, match=r"checkpoints/3: this checkpoint cannot be read \(.*\); remove its folder"):
+        quietly(tiny, tmp_path / "run")
+
+
+def test_a_run_without_checkpoint_is_named(tiny, tmp_path):
+    quietly(tiny, tmp_path / "run", stop_at=1)
+    for step in (tmp_path / "run" / "checkpoints").iterdir():
+        step.rename(tmp_path / f"moved-{step.name}")
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        load_run(tmp_path / "run", 1)
+
+
+def test_metrics_are_json_lines(tiny, tmp_path):
+    quietly(tiny, tmp_path / "run")
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["lr"] >= 0

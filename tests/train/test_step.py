@@ -1,0 +1,151 @@
+"""One step: what it changes, what it counts, and that devices do not matter."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.batches import Batch
+from resnet_jax.model.layers import CifarStem
+from resnet_jax.model.norm import BatchNorm
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.recipe import Data
+from resnet_jax.train.devices import data_mesh, replicate, split
+from resnet_jax.train.evaluate import divide, make_evaluate, place
+from resnet_jax.train.loss import cross_entropy
+from resnet_jax.train.state import init_state
+from resnet_jax.train.step import eval_step, summed, train_step
+
+SCALE = partial(normalize, mean=(0.5,), std=(0.5,))
+OPTIMIZER = optax.sgd(0.1)
+
+
+def network(group=None):
+    return ResNet((1, 1), stem=CifarStem, width=4, num_classes=3, norm=partial(BatchNorm, group=group))
+
+
+def batch(size=16, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    image = jax.random.randint(keys[0], (size, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    return Batch(image, jax.random.randint(keys[1], (size,), 0, 3), jnp.ones(size, bool))
+
+
+def initial(model):
+    return init_state(jax.random.key(0), model, OPTIMIZER, (8, 8, 1))
+
+
+def stepper(model, preprocess=lambda key, images: SCALE(images)):
+    step = partial(
+        train_step,
+        model=model,
+        optimizer=OPTIMIZER,
+        loss=cross_entropy,
+        preprocess=preprocess,
+        key=jax.random.key(5),
+    )
+    return jax.jit(step)
+
+
+def take(state, data, model, **options):
+    return stepper(model, **options)(state, data)
+
+
+def test_a_step_follows_the_gradient_of_the_mean_loss():
+    model, data = network(), batch()
+    state = initial(model)
+
+    def mean_loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = model.apply(variables, SCALE(data.image), train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.label).mean()
+
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
+    after, sums = take(state, data, model)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-4, atol=1e-6)
+    assert int(after.step) == 1
+    assert int(sums.examples) == 16
+    np.testing.assert_allclose(sums.loss / 16, loss, rtol=1e-5)
+
+
+def test_training_lowers_the_loss_and_moves_the_statistics():
+    model, data = network(), batch()
+    brightness = data.image.mean((1, 2, 3))
+    data = data._replace(label=jnp.argsort(jnp.argsort(brightness)) // 6)  # something that can be learned
+    state = initial(model)
+    losses, step = [], stepper(model)
+    for _ in range(60):
+        state, sums = step(state, data)
+        losses.append(float(sums.loss))
+    assert losses[-1] < 0.8 * losses[0]
+    assert not np.allclose(state.batch_stats["stem"]["norm"]["mean"], 0)
+
+
+def test_randomness_is_a_function_of_the_step():
+    model, data = network(), batch()
+
+    def noisy(key, images):
+        return SCALE(images) + jax.random.normal(key, images.shape)
+
+    first = initial(model)
+    again, _ = take(first, data, model, preprocess=noisy)
+    same, _ = take(first, data, model, preprocess=noisy)
+    chex.assert_trees_all_equal(again, same)
+    later, _ = take(first.replace(step=jnp.int32(1)), data, model, preprocess=noisy)
+    assert not np.allclose(later.params["stem"]["conv"]["kernel"], again.params["stem"]["conv"]["kernel"])
+
+
+def test_padding_is_not_counted():
+    logits = jnp.array([[2.0, 0], [2.0, 0], [0, 2.0]])
+    data = Batch(None, jnp.array([0, 1, 1]), jnp.array([True, True, False]))
+    sums = summed(logits, jnp.array([1.0, 2.0, jnp.nan]), data)
+    assert (float(sums.loss), int(sums.correct), int(sums.examples)) == (3.0, 1, 2)
+
+
+def test_padding_does_not_train():
+    model, data = network(group=1), batch(4)  # statistics of each image alone, so that padding cannot leak through them
+    padded = Batch(
+        jnp.concatenate([data.image, data.image * 0]),
+        jnp.concatenate([data.label, data.label * 0]),
+        jnp.arange(8) < 4,
+    )
+    plain, plain_sums = take(initial(model), data, model)
+    masked, masked_sums = take(initial(model), padded, model)
+    chex.assert_trees_all_close(plain.params, masked.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(plain_sums, masked_sums, rtol=1e-6)
+
+
+@pytest.mark.parametrize("group", [None, 2])
+def test_devices_change_nothing_but_rounding(group):
+    model, data = network(group), batch()
+    alone, alone_sums = take(initial(model), data, model)
+    mesh = data_mesh(8)
+    spread, spread_sums = take(replicate(initial(model), mesh), jax.device_put(data, split(mesh)), model)
+    chex.assert_trees_all_close(alone, spread, rtol=1e-4, atol=1e-5)
+    assert int(alone_sums.correct) == int(spread_sums.correct)
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 7), (1, 500), (8, 1), (8, 9)])
+def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size):
+    model, data = network(), batch(21)
+    mesh = data_mesh(devices)
+    state = replicate(initial(model), mesh)
+    resident = place((np.asarray(data.image), np.asarray(data.label)), mesh)
+    metrics = make_evaluate(model, Data(), mesh, 21, batch_size)(state, resident)
+    whole = divide(eval_step(initial(model), data, model=model, loss=cross_entropy, normalize=SCALE))
+    assert (metrics.wrong, metrics.examples) == (whole.wrong, 21)
+    np.testing.assert_allclose(metrics.loss, whole.loss, rtol=1e-5)
+    assert metrics.accuracy == 1 - metrics.wrong / 21
+
+
+def test_init_is_a_function_of_the_key():
+    model = network()
+    first, same = (init_state(jax.random.key(1), model, OPTIMIZER, (8, 8, 1)) for _ in range(2))
+    chex.assert_trees_all_equal(first, same)
+    other = init_state(jax.random.key(2), model, OPTIMIZER, (8, 8, 1))
+    assert not np.allclose(first.params["head"]["kernel"], other.params["head"]["kernel"])
