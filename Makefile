@@ -1,42 +1,45 @@
 # make train   a residual network, trained to the end on real images
-# make test    the tests
+# make test    the tests that take seconds; make test-all, those that take minutes as well
 # make check   lint, format and types
 # Each makes .venv and installs what it needs. `make train PYTHON=python3.12` chooses the interpreter.
 
 VENV := .venv
-BIN := $(VENV)/bin
-FINDS := import sys; sys.exit(sys.version_info < (3, 11))
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,\
-	$(shell $(p) -c '$(FINDS)' 2>/dev/null && echo $(p))))
+	$(shell $(p) -c '$(NEW_ENOUGH)' 2>/dev/null && echo $(p))))
 
 .PHONY: train test test-all check install clean
 
 train: $(VENV)/.installed
-	$(BIN)/resnet-jax train
+	$(PY) -m resnet_jax train
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(PY) -m pytest -n auto -m "not slow"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n auto
+	$(PY) -m pytest -n auto
 
 check: $(VENV)/.installed-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 
 install: $(VENV)/.installed
 
-$(BIN)/python:
+$(PY):
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+$(VENV)/.installed: pyproject.toml | $(PY)
+	@echo "installing into $(VENV), 1.2 GB: half a minute to minutes, as the line allows"
+	@$(PIP) -e .
 	@touch $@
 
-$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+$(VENV)/.installed-test: pyproject.toml | $(PY)
+	@echo "installing into $(VENV), 1.3 GB: half a minute to minutes, as the line allows"
+	@$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -2,7 +2,7 @@
 
     resnet-jax train experiments/digits.py        or, this being the default recipe, resnet-jax train
 
-ResNet-20 (He et al. 2015, section 4.2) on 1,438 images of 8x8 pixels; 359 are left out to test.
+ResNet-20 (He et al. 2015, section 4.2) on 1,437 images of 8x8 pixels; 360 are left out to test.
 """
 
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule

@@ -1,7 +1,11 @@
-"""The command line: each verb a few lines over the library. Exit code 0 done, 2 wrong use or input, 130 interrupted."""
+"""The command line: each verb a few lines over the library.
+
+Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 130 and 143 stopped by SIGINT or SIGTERM.
+"""
 
 import json
 import os
+import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,7 +138,7 @@ def show_result(result: "Result", out: Path) -> None:
     table.add_row(f"{split} accuracy", f"{line[f'{split}_accuracy']:.2%}  ({wrong} of {count:,} wrong)")
     table.add_row(f"{split} loss", f"{line[f'{split}_loss']:.4f}")
     table.add_row("train accuracy", f"{line['train_accuracy']:.2%}")
-    speed = line["step"] * result.batch_size / line["seconds"]
+    speed = statistics.median(line["images_per_second"] for line in result.lines)
     table.add_row("training time", f"{line['seconds']:.1f} s  ({speed:,.0f} images/s)")
     table.add_row("curves", str(out / "curves.png"))
     table.add_row("run", str(out))
@@ -289,9 +293,12 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"resnet-jax: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("resnet-jax: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # `resnet-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be read
+        print(f"resnet-jax: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("resnet-jax: interrupted", file=sys.stderr)
+        return 130

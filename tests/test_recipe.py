@@ -135,7 +135,7 @@ def test_numbers_that_make_no_sense(recipe, message):
 
 
 def test_lengths():
-    assert total_steps(Recipe(epochs=20, batch_size=64), 1438) == 449
+    assert total_steps(Recipe(epochs=20, batch_size=64), 1437) == 449
     assert total_steps(Recipe(epochs=None, steps=64_000), 1) == 64_000
     assert total_steps(Recipe(epochs=0.001), 100) == 1
     assert in_steps(Recipe(epochs=20, batch_size=64), 2, 640) == 20

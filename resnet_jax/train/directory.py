@@ -62,11 +62,11 @@ def open_run(out: Path, recipe: Recipe, dataset: Dataset) -> None:
             raise InputError(f"{out}: holds a run of another recipe ({'; '.join(changed)}); choose another --out")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a run directory; choose another --out")
-    files = {"dataset.json": dataclasses.asdict(dataset), "environment.json": environment()}
+    starts = [*read_environments(out), environment()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, values in files.items():
-            write_whole(out / name, json.dumps(values, indent=2) + "\n")
+        write_whole(out / "dataset.json", json.dumps(dataclasses.asdict(dataset), indent=2) + "\n")
+        write_whole(out / "environment.json", json.dumps(starts, indent=2) + "\n")
         write_whole(out / "recipe.json", to_json(recipe))
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
@@ -89,8 +89,16 @@ def is_finished(run: Path) -> bool:
     return bool(lines) and lines[-1]["step"] >= total_steps(read_recipe(run), read_dataset(run).train_size)
 
 
+def read_environments(run: Path) -> list[dict[str, Any]]:
+    """What `environment` said at each start of a run, oldest first; a damaged file counts as none."""
+    try:
+        return json.loads((run / "environment.json").read_text())
+    except (OSError, ValueError):
+        return []
+
+
 def environment() -> dict[str, Any]:
-    """Versions, devices and git commit that a result may depend on."""
+    """Command, versions, devices and git commit that a result may depend on."""
     devices = jax.devices()
     return {
         "command": sys.argv,

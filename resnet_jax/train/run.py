@@ -28,10 +28,8 @@ class Result(NamedTuple):
     state: TrainState
     step: int
     steps: int  # of the whole recipe
-    batch_size: int
     split: str  # that the run was measured on: "validation" or "test"
     lines: list[dict[str, Any]]  # all of metrics.jsonl
-    compile_seconds: float
     signal: int  # that stopped it early; 0 for none
 
 
@@ -61,60 +59,63 @@ def train_recipe(
     Raises InputError where recipe, data, devices or directory do not fit each other, having written nothing, and where
     the loss is no longer finite, having kept the checkpoints from before.
     """
-    for name, value in (
-        ("--stop-at", stop_at),
-        ("--evaluate-every", evaluate_every),
-        ("--checkpoint-every", checkpoint_every),
-    ):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; it must be positive")
+    require_positive({"--stop-at": stop_at, "--evaluate-every": evaluate_every, "--checkpoint-every": checkpoint_every})
     sources = open_sources(check(recipe), data_dir)
     job, split = prepare(recipe, sources.dataset, devices), held_split(recipe)
     require_even_split(recipe.batch_size, job.mesh)
-    console = console or Console()
     open_run(out, recipe, sources.dataset)
     state, sums = restore(out / "checkpoints", job) or initial(job)
-    start, last = int(state.step), min(job.steps, stop_at or job.steps)
-    lines = keep_metrics(out, start)
-    if start >= last:
-        return Result(state, start, job.steps, recipe.batch_size, split, lines, 0.0, 0)
+    step, last = int(state.step), min(job.steps, stop_at or job.steps)
+    lines = keep_metrics(out, step)
+    if step >= last:
+        return Result(state, step, job.steps, split, lines, 0)
 
+    console = console or Console()
     say = partial(console.print, highlight=False, soft_wrap=True)
-    say(f"{f'resuming at step {start}' if start else 'training'}: {headline(job, out)}")
+    say(f"{f'resuming at step {step}' if step else 'training'}: {headline(job, out)}")
     data, held = (place(to_arrays(source), job.mesh) for source in (sources.train, sources.held))
     evaluate = make_evaluate(job.model, recipe.data, job.mesh, sources.held.size)
     before = time.perf_counter()
-    advance = make_advance(job).lower(state, sums, data, step_indices(job, start)).compile()
-    compile_seconds = time.perf_counter() - before
-    say(f"compiled in {compile_seconds:.1f} s")
+    advance = make_advance(job).lower(state, sums, data, step_indices(job, step)).compile()
+    say(f"compiled in {time.perf_counter() - before:.1f} s")
 
-    trained, since, since_step = seconds_so_far(lines), time.perf_counter(), start
     with (
         open_checkpoints(out / "checkpoints") as checkpoints,
         stop_requested() as stop_signal,
-        progress(console, recipe.batch_size, start, last) as show,
+        progress(console, recipe.batch_size, step, last) as show,
     ):
-        for step in range(start + 1, last + 1):
-            state, sums = advance(state, sums, data, step_indices(job, step - 1))
+        lap_step, lap_start, stop = step, time.perf_counter(), 0
+        while step < last and not stop:
+            state, sums = advance(state, sums, data, step_indices(job, step))
+            step += 1
             show(step, sums)
             if due(job, step, evaluate_every) or step == job.steps:
-                metrics = finite(divide(sums), step)
-                elapsed = time.perf_counter() - since
-                trained += elapsed
-                speed = (step - since_step) * recipe.batch_size / elapsed
-                line = metrics_line(job, step, metrics, evaluate(state, held), trained, speed)
-                add_metrics(out, line)
-                lines.append(line)
-                say(describe(line, split, job.steps))
+                trained = finite(divide(sums), step)  # waits for the device, so the lap ends here
+                lap = Lap(step - lap_step, time.perf_counter() - lap_start)
+                lines.append(metrics_line(job, step, trained, evaluate(state, held), lap, lines))
+                add_metrics(out, lines[-1])
+                say(describe(lines[-1], split, job.steps))
                 sums = replicate(zero_sums(), job.mesh)
-                since, since_step = time.perf_counter(), step
+                lap_step, lap_start = step, time.perf_counter()
             stop = stop_signal()
             if due(job, step, checkpoint_every) or step == last or stop:
                 finite(divide(sums), step)
                 save(checkpoints, state, sums)
-            if stop:
-                break
-    return Result(state, step, job.steps, recipe.batch_size, split, lines, compile_seconds, stop)
+    return Result(state, step, job.steps, split, lines, stop)
+
+
+class Lap(NamedTuple):
+    """Training between two lines of metrics, without evaluation."""
+
+    steps: int
+    seconds: float
+
+
+def require_positive(numbers: dict[str, int | None]) -> None:
+    """Raises InputError for a number, named by its flag, that is given and less than 1."""
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise InputError(f"{name} is {number}; it must be positive")
 
 
 def headline(job: Job, out: Path) -> str:
@@ -135,11 +136,6 @@ def due(job: Job, step: int, every: int | None) -> bool:
     return step * batch // size > (step - 1) * batch // size
 
 
-def seconds_so_far(lines: list[dict[str, Any]]) -> float:
-    """Training time, without compilation and evaluation, up to the last line of metrics."""
-    return lines[-1]["seconds"] if lines else 0.0
-
-
 def finite(metrics: Metrics, step: int) -> Metrics:
     """The metrics themselves; raises InputError where the loss is no longer a number, so that it is never saved."""
     if not math.isfinite(metrics.loss):
@@ -151,9 +147,9 @@ def finite(metrics: Metrics, step: int) -> Metrics:
 
 
 def metrics_line(
-    job: Job, step: int, trained: Metrics, held: Metrics, seconds: float, images_per_second: float
+    job: Job, step: int, trained: Metrics, held: Metrics, lap: Lap, lines: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """One line of metrics.jsonl: averages since the line before, the held split now, and the speed in between."""
+    """The next line of metrics.jsonl: averages since the last, the held split now, speed and time in training."""
     return {
         "step": step,
         "epoch": step * job.recipe.batch_size / job.dataset.train_size,
@@ -161,6 +157,6 @@ def metrics_line(
         "train_accuracy": trained.accuracy,
         **{f"{held_split(job.recipe)}_{name}": value for name, value in held._asdict().items()},
         "lr": float(job.schedule(step - 1)),
-        "images_per_second": images_per_second,
-        "seconds": seconds,
+        "images_per_second": lap.steps * job.recipe.batch_size / lap.seconds,
+        "seconds": lap.seconds + (lines[-1]["seconds"] if lines else 0.0),
     }

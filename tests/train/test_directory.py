@@ -1,6 +1,5 @@
 """Run directories: what is refused, what is kept."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -15,11 +14,12 @@ from resnet_jax.train.directory import (
     keep_metrics,
     open_run,
     read_dataset,
+    read_environments,
     read_metrics,
     read_recipe,
 )
 
-DATASET = Dataset(("a", "b"), (8, 8, 1), 1438, "data")
+DATASET = Dataset(("a", "b"), (8, 8, 1), 1437, "data")
 OTHER = replace(Recipe(), seed=1)
 
 
@@ -32,10 +32,18 @@ def test_a_new_run_holds_recipe_data_set_and_environment(tmp_path):
     open_run(run, Recipe(), DATASET)
     assert from_json((run / "recipe.json").read_text()) == Recipe()
     assert read_dataset(run) == DATASET
-    environment = json.loads((run / "environment.json").read_text())
+    (environment,) = read_environments(run)
     assert {"jax", "flax", "resnet-jax"} <= set(environment["packages"])
     assert {"python", "devices", "git_commit", "git_changed", "command"} <= set(environment)
-    open_run(run, Recipe(), DATASET)
+
+
+def test_every_start_is_written_down(tmp_path):
+    for _ in range(2):
+        open_run(tmp_path, Recipe(), DATASET)
+    assert len(read_environments(tmp_path)) == 2
+    (tmp_path / "environment.json").write_text("{")
+    open_run(tmp_path, Recipe(), DATASET)
+    assert len(read_environments(tmp_path)) == 1
 
 
 def test_another_recipe_is_refused_and_nothing_is_touched(tmp_path):
