@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnet_jax.backend import compiler_options as compiler_options
     from resnet_jax.data.datasets import DATASETS as DATASETS
     from resnet_jax.data.source import Source as Source
     from resnet_jax.errors import InputError as InputError
@@ -40,6 +41,7 @@ _HOMES = {
     "SHORTCUTS": "model.blocks",
     "Source": "data.source",
     "TrainState": "train.state",
+    "compiler_options": "backend",
     "create": "model.zoo",
     "eval_step": "train.step",
     "evaluate_run": "evaluation",

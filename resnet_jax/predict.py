@@ -1,6 +1,7 @@
 """Classes of image files."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from resnet_jax.backend import compiler_options
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.decode import decode, resize_crop
 from resnet_jax.errors import InputError
@@ -40,7 +42,7 @@ def predict_images(run: Path, images: Sequence[Path], top: int = 5) -> list[Pred
     pixels = np.stack([resize_crop(decode(path, channels), height, width) for path in images])
     variables = {"params": state.params, "batch_stats": state.batch_stats}
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=compiler_options())
     def probabilities(images: Array) -> Array:
         data = job.recipe.data
         logits = job.model.apply(variables, normalize(images, data.mean, data.std), train=False)

@@ -11,7 +11,7 @@ import resnet_jax
 
 PACKAGE = Path(resnet_jax.__file__).parent
 LAYERS = (
-    {"errors"},
+    {"errors", "backend"},
     {"model", "data"},
     {"recipe"},
     {"train"},
@@ -57,6 +57,7 @@ def test_public_names():
         "SHORTCUTS",
         "Source",
         "TrainState",
+        "compiler_options",
         "create",
         "eval_step",
         "evaluate_run",

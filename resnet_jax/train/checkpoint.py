@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from resnet_jax.errors import InputError
 from resnet_jax.train.devices import replicated
 from resnet_jax.train.directory import read_dataset, read_recipe
-from resnet_jax.train.job import Job, initial, prepare
+from resnet_jax.train.job import Job, prepare, start
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import Sums
 
@@ -50,7 +50,7 @@ def restore(folder: Path, job: Job) -> tuple[TrainState, Sums] | None:
             return None
         state, sums = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated(job.mesh)),
-            jax.eval_shape(partial(initial, job)),
+            jax.eval_shape(partial(start, job)),
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(state), sums=ocp.args.StandardRestore(sums))
         try:

@@ -9,6 +9,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from resnet_jax.backend import compiler_options
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.batches import Batch, evaluation_indices
 from resnet_jax.model.resnet import ResNet
@@ -61,7 +62,7 @@ def make_evaluate(model: ResNet, data: Data, mesh: Mesh, size: int, batch_size: 
         eval_step, model=model, loss=cross_entropy, normalize=partial(normalize, mean=data.mean, std=data.std)
     )
 
-    @partial(jax.jit, out_shardings=replicated(mesh))
+    @partial(jax.jit, out_shardings=replicated(mesh), compiler_options=compiler_options())
     def add(state: TrainState, sums: Sums, resident: Resident, indices: Array, mask: Array) -> Sums:
         return add_sums(sums, step(state, gather(resident, indices, mask)))
 

@@ -11,6 +11,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh
 
+from resnet_jax.backend import compiler_options
 from resnet_jax.data.augment import augment, normalize
 from resnet_jax.data.batches import batch_indices
 from resnet_jax.data.datasets import open_split
@@ -18,7 +19,7 @@ from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.recipe import Recipe, total_steps
-from resnet_jax.train.devices import data_mesh, replicate, replicated, split
+from resnet_jax.train.devices import data_mesh, replicated, split
 from resnet_jax.train.directory import Dataset
 from resnet_jax.train.evaluate import Resident, gather
 from resnet_jax.train.loss import cross_entropy
@@ -85,11 +86,16 @@ def random_keys(recipe: Recipe) -> tuple[Array, Array]:
     return init_key, augment_key
 
 
-def initial(job: Job) -> tuple[TrainState, Sums]:
-    """State and totals before the first step, on every device."""
+def start(job: Job) -> tuple[TrainState, Sums]:
+    """State and totals before the first step; pure, to be jitted or evaluated abstractly."""
     key, _ = random_keys(job.recipe)
-    state = init_state(key, job.model, job.optimizer, job.dataset.image_shape)
-    return replicate((state, zero_sums()), job.mesh)
+    return init_state(key, job.model, job.optimizer, job.dataset.image_shape), zero_sums()
+
+
+def initial(job: Job) -> tuple[TrainState, Sums]:
+    """`start`, on every device."""
+    init = jax.jit(partial(start, job), out_shardings=replicated(job.mesh), compiler_options=compiler_options())
+    return init()
 
 
 def make_advance(job: Job) -> jax.stages.Wrapped:
@@ -109,7 +115,7 @@ def make_advance(job: Job) -> jax.stages.Wrapped:
         key=key,
     )
 
-    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=replicated(job.mesh))
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=replicated(job.mesh), compiler_options=compiler_options())
     def advance(state: TrainState, sums: Sums, data: Resident, indices: Array) -> tuple[TrainState, Sums]:
         batch = gather(data, indices, jnp.ones(indices.shape, bool))
         batch = jax.lax.with_sharding_constraint(batch, split(job.mesh))

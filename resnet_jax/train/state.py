@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
@@ -46,11 +45,6 @@ def init_state(
     key: Array, model: ResNet, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...]
 ) -> TrainState:
     """The state before the first step, for images of `image_shape` (h, w, c)."""
-
-    @jax.jit
-    def init(key: Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
-        params = variables["params"]
-        return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))
-
-    return init(key)
+    variables = model.init(key, jnp.zeros((1, *image_shape), jnp.float32))
+    params = variables["params"]
+    return TrainState(jnp.zeros((), jnp.int32), params, variables["batch_stats"], optimizer.init(params))

@@ -36,7 +36,7 @@ def batch(size=16, seed=0):
 
 
 def initial(model):
-    return init_state(jax.random.key(0), model, OPTIMIZER, (8, 8, 1))
+    return jax.jit(partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1)))(jax.random.key(0))
 
 
 def stepper(model, preprocess=lambda key, images: SCALE(images)):

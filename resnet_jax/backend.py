@@ -1,0 +1,25 @@
+"""What has to be said to the compiler so that it computes what was written."""
+
+from functools import lru_cache
+
+import jax
+
+# A family of fusions that XLA applies on CPUs since jaxlib 0.10.2. In 0.10.2 it returns wrong sums of products
+# (jax-ml/jax#39103); in 0.11.2 and 0.12.0 a ResNet-20 in bfloat16 answers NaN (tests/test_backend.py). Without it the
+# digits train 1 to 3 % slower on two cores, with any of the three.
+_WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@lru_cache
+def compiler_options() -> dict[str, str]:
+    """Options for `jax.jit(..., compiler_options=...)` of networks; on a CPU they leave faulty fusions out.
+
+    Empty on other backends, and where the compiler no longer knows the option.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0, compiler_options=_WITHOUT_YNN)()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return _WITHOUT_YNN

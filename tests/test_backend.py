@@ -1,0 +1,36 @@
+"""The compiler computes what was written."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.backend import compiler_options
+from resnet_jax.model.zoo import create
+
+
+def jitted(function):
+    return jax.jit(function, compiler_options=compiler_options())
+
+
+def test_the_compiler_knows_the_option():
+    assert compiler_options(), "the option is gone: see whether the fault is, too"
+
+
+def test_half_precision_resnet20_is_finite():
+    """NaN under a plain jit with jaxlib 0.11.2 and 0.12.0; the fault needs this depth, size and shortcut."""
+    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    model = create("resnet20", dtype=jnp.bfloat16)
+    v = jitted(model.init)(jax.random.key(1), x)
+    half, exact = jitted(model.apply)(v, x), jitted(create("resnet20").apply)(v, x)
+    assert half.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(v)} == {jnp.dtype(jnp.float32)}
+    assert not np.array_equal(half, exact)
+    np.testing.assert_allclose(half, exact, atol=0.02)
+
+
+def test_sums_of_products_are_right():
+    """Wrong by 0.8 % under a plain jit with jaxlib 0.10.2 (jax-ml/jax#39103)."""
+    n = 32_769
+    rows = jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.array([[1.0, 0, 0]])
+    norms = jitted(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    assert float(norms[-1]) == float(n - 1) ** 2
