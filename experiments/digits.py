@@ -14,5 +14,5 @@ recipe = Recipe(
     optimizer=Optimizer(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, decay_scope="all"),
     schedule=Schedule(name="cosine", warmup=3),
     batch_size=64,
-    epochs=20,
+    epochs=30,
 )

@@ -300,5 +300,5 @@ def main(argv: list[str] | None = None) -> int:
         print(f"resnet-jax: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("resnet-jax: interrupted", file=sys.stderr)
+        print("resnet-jax: interrupted; the same command starts again where it can", file=sys.stderr)
         return 130

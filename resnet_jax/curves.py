@@ -28,12 +28,12 @@ def draw_curves(lines: list[dict[str, Any]], split: str, title: str, path: Path)
             series = [values(line, name) for line in lines]
             axes.plot(epochs, series, color=color, lw=1.8, marker="o", ms=3 if len(lines) < 60 else 0, label=name)
         axes.set(xlabel="epoch", title=quantity, ylabel=label)
-        axes.set_yscale("log" if quantity == "loss" else "linear")
         axes.grid(alpha=0.25)
         axes.margins(x=0.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
+    _plain_log_scale(loss)
     _last_error(error, lines, split, epochs)
     rate = loss.twinx()
     rate.fill_between(epochs, [line["lr"] for line in lines], color=_RATE, alpha=0.15, lw=0)
@@ -45,15 +45,26 @@ def draw_curves(lines: list[dict[str, Any]], split: str, title: str, path: Path)
     figure.savefig(path)
 
 
+def _plain_log_scale(axes: Any) -> None:
+    """A logarithmic axis with numbers as people write them, between the powers of ten too where there are few."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
+
+
 def _last_error(axes: Any, lines: list[dict[str, Any]], split: str, epochs: list[float]) -> None:
     """Marks the final error, and keeps the first, wild epochs from flattening the rest."""
     errors = [100 * (1 - line[f"{split}_accuracy"]) for line in lines]
     axes.annotate(
         f"{errors[-1]:.2f} %",
         (epochs[-1], errors[-1]),
-        xytext=(0, 14),
+        xytext=(6, 0),
         textcoords="offset points",
-        ha="right",
+        va="center",
         color=_HELD,
         fontweight="bold",
     )

@@ -117,7 +117,7 @@ class Recipe:
     schedule: Schedule = field(default_factory=Schedule)
     batch_size: int = 64
     """Images a step, over all devices."""
-    epochs: float | None = 20.0
+    epochs: float | None = 30.0
     """Length in passes over the training images; or give `steps`."""
     steps: int | None = None
     """Length in steps; or give `epochs`."""
@@ -183,7 +183,11 @@ def check(recipe: Recipe) -> Recipe:
 def _check_schedule(schedule: Schedule, length: float, unit: str) -> None:
     times = schedule.milestones
     run = f"the run's {length:g} {unit}"
-    _require(0 <= schedule.warmup <= length, "schedule.warmup", f"is {schedule.warmup:g}; it must lie within {run}")
+    _require(
+        0 <= schedule.warmup <= length,
+        "schedule.warmup",
+        f"is {schedule.warmup:g}; it must lie within {run}: give a shorter one",
+    )
     _require(list(times) == sorted(set(times)), "schedule.milestones", f"is {times}; the times must increase")
     _require(
         all(schedule.warmup <= t < length for t in times),

@@ -269,7 +269,7 @@ def test_interrupted_a_run_says_how_to_go_on_and_does(whole_run, tmp_path):
 
 
 def test_the_default_recipe_learns_the_digits(whole_run, tmp_path):
-    """Three epochs of the twenty, so far from 98 %, but far from chance; and a written digit is read."""
+    """Three epochs of the thirty, so far from 98 %, but far from chance; and a written digit is read."""
     last = read_metrics(whole_run)[-1]
     assert last["validation_accuracy"] > 0.5
     images = [digits("test", tmp_path).read(index) for index in range(20)]

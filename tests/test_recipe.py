@@ -123,7 +123,7 @@ STEPS = Schedule(name="steps", warmup=0)
         (Recipe(epochs=2), "schedule.warmup is 3; it must lie within the run's 2 epochs"),
         (
             Recipe(schedule=replace(STEPS, milestones=(5, 30))),
-            r"milestones is \(5, 30\); .*the run's 20 epochs.*--stop-at",
+            r"milestones is \(5, 30\); .*the run's 30 epochs.*--stop-at",
         ),
         (Recipe(schedule=replace(STEPS, milestones=(9, 5))), r"milestones is \(9, 5\); the times must increase"),
         (Recipe(schedule=STEPS), "milestones is empty"),

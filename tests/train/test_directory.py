@@ -97,7 +97,7 @@ def test_a_free_name_is_new_or_an_unfinished_run_of_the_same_recipe(tmp_path):
     open_run(stem, Recipe(), DATASET)
     assert free_run(stem, Recipe()) == stem  # goes on
     assert free_run(stem, OTHER) == tmp_path / "digits-2"
-    add_metrics(stem, {"step": 449})
+    add_metrics(stem, {"step": 674})
     assert free_run(stem, Recipe()) == tmp_path / "digits-2"  # the first is finished
     (tmp_path / "digits-2").mkdir()
     assert free_run(stem, Recipe()) == tmp_path / "digits-3"
