@@ -14,16 +14,20 @@ from jax import Array
 from resnet_jax.model.layers import Activation, ConvDef, NormDef
 
 
-class PadShortcut(nn.Module):
-    """Option A: identity, subsampled by the stride, new channels zero; no parameters (section 3.3).
-
-    The zeros are split evenly before and after the old channels, as in the published CIFAR-10 weights.
-    """
+class Shortcut(nn.Module):
+    """What goes around a block: maps its input to the shape of its output."""
 
     features: int
     stride: int
     conv: ConvDef
     norm: NormDef
+
+
+class PadShortcut(Shortcut):
+    """Option A: identity, subsampled by the stride, new channels zero; no parameters (section 3.3).
+
+    The zeros are split evenly before and after the old channels, as in the published CIFAR-10 weights.
+    """
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -32,13 +36,8 @@ class PadShortcut(nn.Module):
         return jnp.pad(x, ((0, 0),) * (rank + 1) + ((new // 2, new - new // 2),))
 
 
-class ProjectionShortcut(nn.Module):
+class ProjectionShortcut(Shortcut):
     """Option C: a 1x1 convolution and a normalisation in every block."""
-
-    features: int
-    stride: int
-    conv: ConvDef
-    norm: NormDef
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -56,20 +55,15 @@ class DimensionShortcut(ProjectionShortcut):
         return super().__call__(x)
 
 
-class NoShortcut(nn.Module):
+class NoShortcut(Shortcut):
     """Nothing: the block is a plain stack of layers, the comparison of section 4."""
-
-    features: int
-    stride: int
-    conv: ConvDef
-    norm: NormDef
 
     @nn.compact
     def __call__(self, x: Array) -> float:
         return 0.0
 
 
-SHORTCUTS: dict[str, type[nn.Module]] = {
+SHORTCUTS: dict[str, type[Shortcut]] = {
     "A": PadShortcut,
     "B": DimensionShortcut,
     "C": ProjectionShortcut,
@@ -77,8 +71,8 @@ SHORTCUTS: dict[str, type[nn.Module]] = {
 }
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions; the first carries the stride (figure 5, left)."""
+class Block(nn.Module):
+    """A residual branch with a shortcut around it."""
 
     features: int
     stride: int
@@ -86,7 +80,11 @@ class BasicBlock(nn.Module):
     norm: NormDef
     act: Activation
     shortcut: Callable[..., nn.Module]
-    expansion = 1
+    expansion = 1  # output channels over `features`
+
+
+class BasicBlock(Block):
+    """Two 3x3 convolutions; the first carries the stride (figure 5, left)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -98,18 +96,12 @@ class BasicBlock(nn.Module):
         return self.act(shortcut(x) + y)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions, the last four times as wide (figure 5, right).
 
     The 3x3 carries the stride ("v1.5"), as in every published weight of PyTorch and in Goyal et al. 2017.
     """
 
-    features: int
-    stride: int
-    conv: ConvDef
-    norm: NormDef
-    act: Activation
-    shortcut: Callable[..., nn.Module]
     expansion = 4
     stride_in = 2  # the convolution, counted from 1, that carries the stride
 

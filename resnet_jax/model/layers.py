@@ -65,13 +65,17 @@ def max_pool(x: Array, kernel: int = 3, stride: int = 2) -> Array:
     return nn.max_pool(x, (kernel,) * rank, (stride,) * rank, padding)
 
 
-class ImageNetStem(nn.Module):
-    """7x7 convolution, stride 2, normalisation, activation, 3x3 max pool, stride 2 (He et al. 2015, table 1)."""
+class Stem(nn.Module):
+    """The layers before the first stage."""
 
     features: int
     conv: ConvDef
     norm: NormDef
     act: Activation
+
+
+class ImageNetStem(Stem):
+    """7x7 convolution, stride 2, normalisation, activation, 3x3 max pool, stride 2 (He et al. 2015, table 1)."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -79,13 +83,8 @@ class ImageNetStem(nn.Module):
         return max_pool(self.act(self.norm(name="norm")(x)))
 
 
-class CifarStem(nn.Module):
+class CifarStem(Stem):
     """3x3 convolution, normalisation, activation, at full resolution (He et al. 2015, section 4.2)."""
-
-    features: int
-    conv: ConvDef
-    norm: NormDef
-    act: Activation
 
     @nn.compact
     def __call__(self, x: Array) -> Array:

@@ -9,8 +9,8 @@ from jax import Array
 from jax.nn.initializers import normal, ones, zeros
 from jax.typing import DTypeLike
 
-from resnet_jax.model.blocks import BasicBlock, DimensionShortcut
-from resnet_jax.model.layers import Conv, ImageNetStem
+from resnet_jax.model.blocks import BasicBlock, Block, DimensionShortcut, Shortcut
+from resnet_jax.model.layers import Conv, ImageNetStem, Stem
 from resnet_jax.model.norm import BatchNorm
 
 
@@ -21,9 +21,9 @@ class ResNet(nn.Module):
 
     Attributes:
         depths: blocks of each stage; every stage after the first halves the resolution and doubles the width.
-        block: BasicBlock, Bottleneck or one's own with the same fields.
-        stem: ImageNetStem, CifarStem or one's own.
-        shortcut: one of the classes in SHORTCUTS.
+        block: BasicBlock, Bottleneck or another Block.
+        stem: ImageNetStem, CifarStem or another Stem.
+        shortcut: one of SHORTCUTS, or another Shortcut.
         width: features of the first stage.
         num_classes: outputs of the head; 0 for the pooled features.
         norm: builds a normalisation, `functools.partial(BatchNorm, group=32)` for instance.
@@ -32,9 +32,9 @@ class ResNet(nn.Module):
     """
 
     depths: tuple[int, ...]
-    block: type[nn.Module] = BasicBlock
-    stem: type[nn.Module] = ImageNetStem
-    shortcut: type[nn.Module] = DimensionShortcut
+    block: type[Block] = BasicBlock
+    stem: type[Stem] = ImageNetStem
+    shortcut: type[Shortcut] = DimensionShortcut
     width: int = 64
     num_classes: int = 1000
     norm: Callable[..., nn.Module] = BatchNorm

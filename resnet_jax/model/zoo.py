@@ -3,12 +3,12 @@
 from typing import Any
 
 from resnet_jax.errors import unknown
-from resnet_jax.model.blocks import Bottleneck, NoShortcut, OriginalBottleneck, PadShortcut
+from resnet_jax.model.blocks import Bottleneck, NoShortcut, OriginalBottleneck, PadShortcut, Shortcut
 from resnet_jax.model.layers import CifarStem
 from resnet_jax.model.resnet import ResNet
 
 
-def _cifar(n: int, shortcut: type = PadShortcut) -> ResNet:
+def _cifar(n: int, shortcut: type[Shortcut] = PadShortcut) -> ResNet:
     return ResNet((n, n, n), stem=CifarStem, shortcut=shortcut, width=16, num_classes=10)
 
 
