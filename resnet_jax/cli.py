@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
 from tyro.conf import Positional, arg
 
-from resnet_jax.errors import InputError, unknown
+from resnet_jax.errors import InputError, MachineError, first_line, unknown
 from resnet_jax.parse import parse, split_first, unset_other_length
 from resnet_jax.recipe import Recipe, load_recipe
 
@@ -290,15 +290,22 @@ def main(argv: list[str] | None = None) -> int:
         if words[0] not in VERBS:
             raise unknown("verb", words[0], VERBS)
         return VERBS[words[0]][0](words[1:])
-    except InputError as error:
-        print(f"resnet-jax: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # `resnet-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:  # a full disk, a folder that may not be read
-        print(f"resnet-jax: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("resnet-jax: interrupted; the same command starts again where it can", file=sys.stderr)
-        return 130
+        return fail("interrupted; the same command starts again where it can", 130)
+    except InputError as error:
+        return fail(str(error), 2)
+    except (MachineError, OSError) as error:  # a full disk, a folder that may not be read
+        return fail(str(error), 1)
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        return fail(f"out of memory ({first_line(error)}); lower --batch-size or use more devices", 1)
+
+
+def fail(message: str, code: int) -> int:
+    """Says in one line what went wrong; returns the exit code."""
+    print(f"resnet-jax: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -8,6 +8,15 @@ class InputError(ValueError):
     """Wrong input from outside the program; the command line prints it as one line and exits with 2."""
 
 
+class MachineError(RuntimeError):
+    """What is nobody's wrong input, such as a full disk; one line, exit code 1."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error of a library, or its type, short enough for a line of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a `kind` ("model", "data set", ...) of this `name`, with the nearest of the `known` names."""
     known = list(known)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from resnet_jax.cli import VERBS, main
 from resnet_jax.data.datasets import digits
+from resnet_jax.errors import MachineError
 from resnet_jax.recipe import to_json
 from resnet_jax.train.checkpoint import load_run
 from resnet_jax.train.directory import read_metrics, read_recipe
@@ -278,3 +279,33 @@ def test_the_default_recipe_learns_the_digits(whole_run, tmp_path):
     done = run("predict", whole_run, *[f"{i}.png" for i in range(20)], "--json", "--top", "1", cwd=tmp_path)
     read = [row["predictions"][0]["class"] for row in json.loads(done.stdout)]
     assert sum(r == str(e.label) for r, e in zip(read, images, strict=True)) >= 8
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(28, "No space left on device", "runs/x"), 1, "No space left on device: 'runs/x'"),
+        (MachineError("runs/x: a checkpoint cannot be written"), 1, "runs/x: a checkpoint cannot be written"),
+        (MemoryError(), 1, "out of memory (MemoryError); lower --batch-size"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nlong story"), 1, "out of memory (RESOURCE_EXHAUSTED: Out"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command starts again"),
+    ],
+)
+def test_failures_of_the_machine_are_one_line(error, code, message, monkeypatch, capsys):
+    def verb(words):
+        raise error
+
+    monkeypatch.setitem(VERBS, "list", (verb, ""))
+    assert main(["list"]) == code
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def verb(words):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(VERBS, "list", (verb, ""))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["list"])

@@ -3,13 +3,15 @@
 Nothing of the input pipeline is kept: the step is the position.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, MachineError, first_line
 from resnet_jax.train.devices import replicated
 from resnet_jax.train.directory import read_dataset, read_recipe
 from resnet_jax.train.job import Job, prepare, start
@@ -19,22 +21,46 @@ from resnet_jax.train.step import Sums
 _KEEP = 2  # newest checkpoints
 
 
-def open_checkpoints(folder: Path) -> ocp.CheckpointManager:
-    """Orbax's manager of a folder, which keeps the newest two; use it in a `with`, which waits for pending saves."""
+@contextmanager
+def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """Orbax's manager of a folder, which keeps the newest two; waits for pending saves in the end.
+
+    Raises MachineError, with the folder, where what was saved cannot be written.
+    """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
         cleanup_tmp_directories=True,  # a killed save leaves one behind
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    with _written_to(folder):
+        checkpoints = ocp.CheckpointManager(folder.absolute(), options=options)
+    try:
+        yield checkpoints
+        with _written_to(folder):
+            checkpoints.wait_until_finished()
+    finally:
+        with suppress(Exception):  # the failure of a save, said again
+            checkpoints.close()
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # a full disk shows as one of many types
+        raise MachineError(
+            f"{folder}: a checkpoint cannot be written ({first_line(error)});"
+            " make room and give the same command again: the checkpoints before it are kept"
+        ) from error
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, sums: Sums) -> None:
-    """Writes a checkpoint in the background, unless there is one of this step."""
+    """Writes a checkpoint in the background, unless there is one of this step; raises MachineError where it cannot."""
     step = int(state.step)
     if step in checkpoints.all_steps():
         return
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), sums=ocp.args.StandardSave(sums))
-    checkpoints.save(step, args=args, force=True)
+    with _written_to(Path(checkpoints.directory)):
+        checkpoints.save(step, args=args, force=True)
 
 
 def restore(folder: Path, job: Job) -> tuple[TrainState, Sums] | None:
@@ -56,9 +82,8 @@ def restore(folder: Path, job: Job) -> tuple[TrainState, Sums] | None:
         try:
             restored = checkpoints.restore(step, args=args)
         except Exception as error:  # Orbax raises bare ones for damaged files
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise InputError(
-                f"{folder / str(step)}: this checkpoint cannot be read ({reason});"
+                f"{folder / str(step)}: this checkpoint cannot be read ({first_line(error)});"
                 " remove its folder to go on from the one before"
             ) from error
     return restored["state"], restored["sums"]

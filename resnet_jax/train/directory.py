@@ -134,11 +134,14 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path, lines = run / "metrics.jsonl", []
     if not path.is_file():
         return []
-    for line in path.read_text().splitlines():
+    for text in path.read_text(errors="replace").splitlines():
         try:
-            lines.append(json.loads(line))
+            line = json.loads(text)
         except json.JSONDecodeError:
             break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
     return lines
 
 

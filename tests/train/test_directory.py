@@ -84,8 +84,9 @@ def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
 
 
-def test_a_line_cut_short_ends_the_metrics(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
+@pytest.mark.parametrize("rest", [b'{"ste', b"[1]\n", b"{}\n", b"\xff\x00\n", b"7"])
+def test_a_line_cut_short_ends_the_metrics(tmp_path, rest):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + rest)
     assert read_metrics(tmp_path) == [{"step": 1}]
     keep_metrics(tmp_path, 5)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'

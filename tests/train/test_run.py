@@ -9,10 +9,11 @@ from dataclasses import replace
 import chex
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, MachineError
 from resnet_jax.recipe import Augment, Data, Model, Optimizer
 from resnet_jax.train import run as run_module
 from resnet_jax.train.checkpoint import load_run, open_checkpoints, restore
@@ -180,3 +181,17 @@ def test_metrics_are_json_lines(tiny, tmp_path):
     quietly(tiny, tmp_path / "run")
     for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["lr"] >= 0
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named_and_those_before_are_kept(tiny, tmp_path, monkeypatch):
+    quietly(tiny, tmp_path / "run", stop_at=3)
+
+    def save(self, step, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore")
+
+    failure = r"checkpoints: .*cannot be written \(RESOURCE_EXHAUSTED: .*device\); make"
+    with monkeypatch.context() as patch, pytest.raises(MachineError, match=failure):
+        patch.setattr(ocp.CheckpointManager, "save", save)
+        quietly(tiny, tmp_path / "run")
+    assert int(load_run(tmp_path / "run", 1)[1].step) == 3
+    assert quietly(tiny, tmp_path / "run").step == 12
