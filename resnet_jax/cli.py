@@ -5,13 +5,16 @@ Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 13
 
 import json
 import os
+import shlex
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, cast
 
+from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from resnet_jax.errors import InputError, MachineError, first_line, unknown
@@ -80,6 +83,11 @@ class PredictOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """There are none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
     """What to describe."""
 
@@ -123,15 +131,13 @@ def train(words: list[str]) -> int:
         draw_curves(result.lines, result.split, title, out / "curves.png")
         show_result(result, out)
     if result.step < result.steps:
-        why = "interrupted" if result.signal else "stopped"
-        print(f"{why} at step {result.step} of {result.steps}, checkpoint saved; go on with: resnet-jax train {out}")
+        why, again = "interrupted" if result.signal else "stopped", f"resnet-jax train {shlex.quote(str(out))}"
+        print(f"{why} at step {result.step} of {result.steps}, checkpoint saved; go on with: {again}")
     return 128 + result.signal if result.signal else 0
 
 
 def show_result(result: "Result", out: Path) -> None:
     """The short table at the end of training."""
-    from rich.console import Console
-
     line, split = result.lines[-1], result.split
     table = plain_table(f"step {line['step']} of {result.steps}", "")
     wrong, count = line[f"{split}_wrong"], line[f"{split}_examples"]
@@ -140,9 +146,16 @@ def show_result(result: "Result", out: Path) -> None:
     table.add_row("train accuracy", f"{line['train_accuracy']:.2%}")
     speed = statistics.median(line["images_per_second"] for line in result.lines)
     table.add_row("training time", f"{line['seconds']:.1f} s  ({speed:,.0f} images/s)")
-    table.add_row("curves", str(out / "curves.png"))
-    table.add_row("run", str(out))
-    Console().print(table, soft_wrap=True)
+    table.add_row("curves", escape(str(out / "curves.png")))
+    table.add_row("run", escape(str(out)))
+    show(table)
+
+
+def show(*tables: "Table") -> None:
+    """Prints tables; where there is no terminal, as wide as they are."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 240).print(*tables, soft_wrap=True)
 
 
 def plain_table(*columns: str) -> "Table":
@@ -188,21 +201,17 @@ def predict(words: list[str]) -> int:
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    from rich.console import Console
-
     table = plain_table("image", "class", "probability")
     for p in predictions:
         for place, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True)):
-            table.add_row(str(p.image) if place == 0 else "", name, f"{probability:7.2%}")
-    Console().print(table, soft_wrap=True)
+            table.add_row(escape(str(p.image)) if place == 0 else "", escape(name), f"{probability:7.2%}")
+    show(table)
     return 0
 
 
 def list_all(words: list[str]) -> int:
     """the networks and data sets"""
-    parse(dict[str, str], words, prog="resnet-jax list", description=VERBS["list"][1], default={})
-    from rich.console import Console
-
+    parse(ListOptions, words, prog="resnet-jax list", description=VERBS["list"][1])
     from resnet_jax.data.datasets import DATASETS
     from resnet_jax.model.blocks import SHORTCUTS
     from resnet_jax.model.zoo import MODELS, image_size
@@ -223,15 +232,13 @@ def list_all(words: list[str]) -> int:
     datasets = plain_table("data set", "what it is")
     for name, source in DATASETS.items():
         datasets.add_row(name, (source.__doc__ or "").splitlines()[0])
-    Console().print(models, datasets, soft_wrap=True)
+    show(models, datasets)
     return 0
 
 
 def summary(words: list[str]) -> int:
     """layers, shapes, parameters and multiply-adds of a network: summary MODEL [--size 224]"""
     options = parse(SummaryOptions, words, prog="resnet-jax summary", description=VERBS["summary"][1])
-    from rich.console import Console
-
     from resnet_jax.model.zoo import create, image_size
     from resnet_jax.summary import summarize
 
@@ -240,6 +247,8 @@ def summary(words: list[str]) -> int:
         if value is not None and value < 1:
             raise InputError(f"--{name} is {value}; it must be positive")
     model = create(options.model)
+    if options.classes is not None and options.classes < 0:
+        raise InputError(f"--classes is {options.classes}; it must not be negative")
     if options.classes is not None:
         model = model.clone(num_classes=options.classes)
     size = options.size or image_size(model)
@@ -250,7 +259,7 @@ def summary(words: list[str]) -> int:
     for row in rows:
         output = " x ".join(map(str, row.output))
         table.add_row(row.path, row.kind, output, f"{row.parameters:,}", f"{row.multiply_adds:,}")
-    Console().print(table, soft_wrap=True)
+    show(table)
     parameters, multiply_adds = sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
     print(
         f"{options.model} at {size} x {size} x {options.channels}: {parameters:,} parameters,"
@@ -283,10 +292,13 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
-    if not words or words[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if words else 2
     try:
+        if not words or words[0] in ("-h", "--help"):
+            print(usage())
+            return 0 if words else 2
+        if words[0] == "--version":
+            print(metadata.version("resnet-jax"))
+            return 0
         if words[0] not in VERBS:
             raise unknown("verb", words[0], VERBS)
         return VERBS[words[0]][0](words[1:])

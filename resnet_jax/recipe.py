@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import importlib.util
 import json
+import math
 import types
 import typing
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from resnet_jax.errors import InputError, unknown
+from resnet_jax.errors import InputError, first_line, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +152,11 @@ def nearest_fields(name: str, known: list[str]) -> list[str]:
 
 def check(recipe: Recipe) -> Recipe:
     """The recipe itself, if its numbers make sense; raises InputError naming the first field that does not."""
-    r = recipe
+    r = typed(recipe)
+    for name, value in fields_of(r):
+        values = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(v) for v in values if isinstance(v, float))
+        _require(finite, name, f"is {value}; it must be finite")
     length = r.steps if r.epochs is None else r.epochs
     _require((r.steps is None) != (r.epochs is None), "steps", "give either steps or epochs")
     assert length is not None
@@ -177,7 +182,15 @@ def check(recipe: Recipe) -> Recipe:
     ):
         _require(0 <= share < 1, name, f"is {share}; it must be at least 0 and less than 1")
     _check_schedule(r.schedule, length, "epochs" if r.steps is None else "steps")
-    return recipe
+    return r
+
+
+def typed(recipe: Recipe) -> Recipe:
+    """The recipe as it will be read again from recipe.json; raises InputError for a value of another type."""
+    try:
+        return from_json(to_json(recipe), "recipe")
+    except TypeError as error:
+        raise InputError(f"recipe: {error}; use Python's own numbers, strings and tuples") from error
 
 
 def _check_schedule(schedule: Schedule, length: float, unit: str) -> None:
@@ -223,7 +236,10 @@ def load_recipe(path: Path) -> Recipe:
     if not path.is_file():
         raise InputError(f"{path}: no such recipe; give a Python file or a run directory")
     if path.suffix == ".json":
-        return from_json(path.read_text(), str(path))
+        try:
+            return from_json(path.read_text(), str(path))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}: damaged, it is not text") from error
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a recipe; give a Python file or a run directory")
@@ -233,7 +249,7 @@ def load_recipe(path: Path) -> Recipe:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
+        raise InputError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
         raise InputError(f"{path}: defines no `recipe = Recipe(...)`")

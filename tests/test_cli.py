@@ -141,6 +141,8 @@ def test_epochs_replace_steps_and_steps_replace_epochs(tiny, tmp_path, monkeypat
         (["predict", "nowhere", "x.png"], "nowhere: not a run directory"),
         (["summary", "resnet51"], "unknown model 'resnet51'; nearest: "),
         (["summary", "resnet50", "--size", "0"], "--size is 0; it must be positive"),
+        (["summary", "resnet50", "--classes", "-1"], "--classes is -1; it must not be negative"),
+        (["list", "--foo", "3"], "unknown field '--foo'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

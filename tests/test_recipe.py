@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import ROOT
 from hypothesis import given
@@ -127,6 +128,15 @@ STEPS = Schedule(name="steps", warmup=0)
         ),
         (Recipe(schedule=replace(STEPS, milestones=(9, 5))), r"milestones is \(9, 5\); the times must increase"),
         (Recipe(schedule=STEPS), "milestones is empty"),
+        (Recipe(epochs=float("inf")), "epochs is inf; it must be finite"),
+        (Recipe(data=Data(mean=(float("nan"),))), "data.mean is .*; it must be finite"),
+        (Recipe(batch_size="64"), "recipe: batch_size is '64'"),
+        (Recipe(batch_size=64.0), "recipe: batch_size is 64.0"),
+        (Recipe(model="resnet20"), "recipe: model. is 'resnet20'"),
+        (Recipe(model=Model(dtype="float16")), "recipe: model.dtype is 'float16'"),
+        (Recipe(data=Data(mean=0.5)), "recipe: data.mean is 0.5"),
+        (Recipe(optimizer=Optimizer(decay_scope="some")), "recipe: optimizer.decay_scope is 'some'"),
+        (Recipe(optimizer=Optimizer(lr=np.float32(0.1))), "recipe: .*float32 is not JSON serializable"),
     ],
 )
 def test_numbers_that_make_no_sense(recipe, message):
@@ -164,3 +174,13 @@ def test_a_text_file_is_no_recipe(tmp_path):
     (tmp_path / "r.txt").write_text("hello")
     with pytest.raises(InputError, match="not a recipe"):
         load_recipe(tmp_path / "r.txt")
+
+
+def test_lists_become_tuples():
+    assert check(Recipe(data=Data(mean=[0.5]))) == Recipe(data=Data(mean=(0.5,)))
+
+
+def test_a_recipe_that_is_no_text(tmp_path):
+    (tmp_path / "r.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="r.json: damaged, it is not text"):
+        load_recipe(tmp_path / "r.json")

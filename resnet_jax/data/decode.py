@@ -31,10 +31,11 @@ def decode(path: Path, channels: int = 3) -> np.ndarray:
 
 
 def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 and 32 bits: Pillow would clip them at 255
+    if image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is not known")
+    if image.mode.startswith("I"):  # 16 bits: Pillow would clip them at 255
         values = np.asarray(image, np.float64)
-        span = 65535.0 if values.max() > 255 else 255.0
-        image = Image.fromarray(np.clip(values * (255 / span), 0, 255).round().astype(np.uint8))
+        image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:  # what is transparent is shown on white
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)

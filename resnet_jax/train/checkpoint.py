@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from resnet_jax.errors import InputError, MachineError, first_line
@@ -22,14 +23,17 @@ _KEEP = 2  # newest checkpoints
 
 
 @contextmanager
-def open_checkpoints(folder: Path) -> Iterator[ocp.CheckpointManager]:
+def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Orbax's manager of a folder, which keeps the newest two; waits for pending saves in the end.
+
+    `read_only` touches nothing, so that a run can be evaluated while it trains.
 
     Raises MachineError, with the folder, where what was saved cannot be written.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
-        cleanup_tmp_directories=True,  # a killed save leaves one behind
+        cleanup_tmp_directories=not read_only,  # a killed save leaves one behind
+        read_only=read_only,
     )
     with _written_to(folder):
         checkpoints = ocp.CheckpointManager(folder.absolute(), options=options)
@@ -54,8 +58,14 @@ def _written_to(folder: Path) -> Iterator[None]:
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState, sums: Sums) -> None:
-    """Writes a checkpoint in the background, unless there is one of this step; raises MachineError where it cannot."""
+    """Writes a checkpoint in the background, unless there is one of this step.
+
+    Raises InputError where the state is not finite, and MachineError where it cannot be written.
+    """
     step = int(state.step)
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    if not all(bool(jnp.isfinite(leaf).all()) for leaf in leaves):
+        raise InputError(f"the parameters are no longer finite at step {step}, and not saved; lower optimizer.lr")
     if step in checkpoints.all_steps():
         return
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), sums=ocp.args.StandardSave(sums))
@@ -70,7 +80,7 @@ def restore(folder: Path, job: Job) -> tuple[TrainState, Sums] | None:
     """
     if not folder.is_dir():
         return None
-    with open_checkpoints(folder) as checkpoints:
+    with open_checkpoints(folder, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
         if step is None:
             return None

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 
 from resnet_jax.errors import InputError
-from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
+from resnet_jax.recipe import Recipe, differences, load_recipe, to_json, total_steps
 
+_OWN = ("recipe.json.tmp",)  # what an interrupted start may leave in a directory without recipe.json
 _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -42,14 +43,18 @@ def read_recipe(run: Path) -> Recipe:
     path = run / "recipe.json"
     if not path.is_file():
         raise InputError(f"{run}: not a run directory (no recipe.json); `resnet-jax train` makes one")
-    return from_json(path.read_text(), str(path))
+    return load_recipe(path)
 
 
 def read_dataset(run: Path) -> Dataset:
     path = run / "dataset.json"
     try:
         values = json.loads(path.read_text())
-        return Dataset(tuple(values["classes"]), tuple(values["image_shape"]), values["train_size"], values["data_dir"])
+        height, width, channels = (int(length) for length in values["image_shape"])
+        if min(height, width, channels, values["train_size"]) < 1 or not values["classes"]:
+            raise ValueError("sizes must be positive")
+        shape = (height, width, channels)
+        return Dataset(tuple(values["classes"]), shape, values["train_size"], values["data_dir"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: missing or damaged; train again to write it") from error
 
@@ -60,14 +65,16 @@ def open_run(out: Path, recipe: Recipe, dataset: Dataset) -> None:
         changed = differences(read_recipe(out), recipe)
         if changed:
             raise InputError(f"{out}: holds a run of another recipe ({'; '.join(changed)}); choose another --out")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif set(str(out.absolute())) & set("*?[]"):
+        raise InputError(f"{out}: the checkpoint writer cannot handle *, ?, [ or ] in a path; choose another --out")
+    elif out.exists() and (not out.is_dir() or any(path.name not in _OWN for path in out.iterdir())):
         raise InputError(f"{out}: exists and is not a run directory; choose another --out")
     starts = [*read_environments(out), environment()]
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / "recipe.json", to_json(recipe))
         write_whole(out / "dataset.json", json.dumps(dataclasses.asdict(dataset), indent=2) + "\n")
         write_whole(out / "environment.json", json.dumps(starts, indent=2) + "\n")
-        write_whole(out / "recipe.json", to_json(recipe))
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
 
@@ -92,9 +99,10 @@ def is_finished(run: Path) -> bool:
 def read_environments(run: Path) -> list[dict[str, Any]]:
     """What `environment` said at each start of a run, oldest first; a damaged file counts as none."""
     try:
-        return json.loads((run / "environment.json").read_text())
+        starts = json.loads((run / "environment.json").read_text())
     except (OSError, ValueError):
         return []
+    return starts if isinstance(starts, list) else []
 
 
 def environment() -> dict[str, Any]:

@@ -99,7 +99,10 @@ def initial(job: Job) -> tuple[TrainState, Sums]:
 
 
 def make_advance(job: Job) -> jax.stages.Wrapped:
-    """Jitted (state, totals, resident split, indices (b,)) -> (state, totals); the first two are donated."""
+    """Jitted (state, totals, resident split, indices (b,)) -> (state, totals, step); the first two are donated.
+
+    The last is a copy of the step to wait for: the state itself is gone with the next call.
+    """
     recipe, (_, key) = job.recipe, random_keys(job.recipe)
 
     def preprocess(key: Array, images: Array) -> Array:
@@ -116,11 +119,11 @@ def make_advance(job: Job) -> jax.stages.Wrapped:
     )
 
     @partial(jax.jit, donate_argnums=(0, 1), out_shardings=replicated(job.mesh), compiler_options=compiler_options())
-    def advance(state: TrainState, sums: Sums, data: Resident, indices: Array) -> tuple[TrainState, Sums]:
+    def advance(state: TrainState, sums: Sums, data: Resident, indices: Array) -> tuple[TrainState, Sums, Array]:
         batch = gather(data, indices, jnp.ones(indices.shape, bool))
         batch = jax.lax.with_sharding_constraint(batch, split(job.mesh))
         state, new = step(state, batch)
-        return state, add_sums(sums, new)
+        return state, add_sums(sums, new), jnp.copy(state.step)
 
     return advance
 

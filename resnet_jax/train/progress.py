@@ -39,9 +39,10 @@ def progress(console: Console, batch_size: int, step: int, steps: int) -> Iterat
             if not live or time.perf_counter() - shown < _REFRESH:
                 return
             metrics = divide(sums)
+            bar.update(task, completed=step)
             speed = batch_size * (bar.tasks[task].speed or 0)
             loss, accuracy = f"{metrics.loss:.3f}", f"{metrics.accuracy:.1%}"
-            bar.update(task, completed=step, loss=loss, accuracy=accuracy, speed=f"{speed:,.0f}")
+            bar.update(task, loss=loss, accuracy=accuracy, speed=f"{speed:,.0f}")
             shown = time.perf_counter()
 
         yield show

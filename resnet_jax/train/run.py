@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax import Array
 from rich.console import Console
 
 from resnet_jax.data.source import to_arrays
@@ -20,6 +22,8 @@ from resnet_jax.train.progress import describe, progress
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.step import zero_sums
 from resnet_jax.train.stop import stop_requested
+
+_AHEAD = 2  # steps that may be queued on the devices while one is computed
 
 
 class Result(NamedTuple):
@@ -60,39 +64,47 @@ def train_recipe(
     the loss is no longer finite, having kept the checkpoints from before.
     """
     require_positive({"--stop-at": stop_at, "--evaluate-every": evaluate_every, "--checkpoint-every": checkpoint_every})
-    sources = open_sources(check(recipe), data_dir)
+    recipe = check(recipe)
+    sources = open_sources(recipe, data_dir)
     job, split = prepare(recipe, sources.dataset, devices), held_split(recipe)
     require_even_split(recipe.batch_size, job.mesh)
     open_run(out, recipe, sources.dataset)
     state, sums = restore(out / "checkpoints", job) or initial(job)
     step, last = int(state.step), min(job.steps, stop_at or job.steps)
     lines = keep_metrics(out, step)
+    if stop_at is not None and stop_at < step:
+        raise InputError(f"--stop-at is {stop_at}; {out} is already at step {step}")
     if step >= last:
         return Result(state, step, job.steps, split, lines, 0)
 
     console = console or Console()
-    say = partial(console.print, highlight=False, soft_wrap=True)
+    say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)
     say(f"{f'resuming at step {step}' if step else 'training'}: {headline(job, out)}")
-    data, held = (place(to_arrays(source), job.mesh) for source in (sources.train, sources.held))
-    evaluate = make_evaluate(job.model, recipe.data, job.mesh, sources.held.size)
-    before = time.perf_counter()
-    advance = make_advance(job).lower(state, sums, data, step_indices(job, step)).compile()
-    say(f"compiled in {time.perf_counter() - before:.1f} s")
-
     with (
         open_checkpoints(out / "checkpoints") as checkpoints,
         stop_requested() as stop_signal,
         progress(console, recipe.batch_size, step, last) as show,
     ):
+        data, held = (place(to_arrays(source), job.mesh) for source in (sources.train, sources.held))
+        evaluate = make_evaluate(job.model, recipe.data, job.mesh, sources.held.size)
+        before = time.perf_counter()
+        advance = make_advance(job).lower(state, sums, data, step_indices(job, step)).compile()
+        say(f"compiled in {time.perf_counter() - before:.1f} s")
+
         lap_step, lap_start, stop = step, time.perf_counter(), 0
+        ahead: deque[Array] = deque()
         while step < last and not stop:
-            state, sums = advance(state, sums, data, step_indices(job, step))
+            state, sums, taken = advance(state, sums, data, step_indices(job, step))
             step += 1
+            ahead.append(taken)
+            if len(ahead) > _AHEAD:  # or else a signal, and the bar, would wait for all that is queued
+                ahead.popleft().block_until_ready()
             show(step, sums)
             if due(job, step, evaluate_every) or step == job.steps:
                 trained = finite(divide(sums), step)  # waits for the device, so the lap ends here
                 lap = Lap(step - lap_step, time.perf_counter() - lap_start)
-                lines.append(metrics_line(job, step, trained, evaluate(state, held), lap, lines))
+                measured = finite(evaluate(state, held), step)
+                lines.append(metrics_line(job, step, trained, measured, lap, lines))
                 add_metrics(out, lines[-1])
                 say(describe(lines[-1], split, job.steps))
                 sums = replicate(zero_sums(), job.mesh)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from resnet_jax.errors import InputError, MachineError
-from resnet_jax.recipe import Augment, Data, Model, Optimizer
+from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.train import run as run_module
 from resnet_jax.train.checkpoint import load_run, open_checkpoints, restore
 from resnet_jax.train.directory import read_metrics
@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_is_never_saved(tiny, tmp_path):
         ({"data": Data(name="tiny", mean=(1, 2, 3))}, {}, "data.mean has 3 numbers; tiny has 1 channels"),
         ({"data": Data(name="tiny", std=(1, 2))}, {}, "data.std has 2 numbers"),
         ({"model": Model(name="resnet21")}, {}, "unknown model 'resnet21'"),
-        ({"model": Model(name="tiny", shortcut="D")}, {}, "unknown model.shortcut 'D'"),
+        ({"model": Model(name="tiny", shortcut="D")}, {}, "recipe: model.shortcut is 'D'"),
         ({"data": Data(name="tiny", validation=40)}, {}, "data.validation is 40"),
         ({"steps": 0}, {}, "steps is 0"),
         ({}, {"stop_at": 0}, "--stop-at is 0; it must be positive"),
@@ -190,8 +190,41 @@ def test_a_checkpoint_that_cannot_be_written_is_named_and_those_before_are_kept(
         raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore")
 
     failure = r"checkpoints: .*cannot be written \(RESOURCE_EXHAUSTED: .*device\); make"
-    with monkeypatch.context() as patch, pytest.raises(MachineError, match=failure):
+    with monkeypatch.context() as patch:
         patch.setattr(ocp.CheckpointManager, "save", save)
-        quietly(tiny, tmp_path / "run")
+        with pytest.raises(MachineError, match=failure):
+            quietly(tiny, tmp_path / "run")
     assert int(load_run(tmp_path / "run", 1)[1].step) == 3
     assert quietly(tiny, tmp_path / "run").step == 12
+
+
+def test_reading_a_run_touches_nothing(tiny, tmp_path):
+    """A run can be evaluated while it trains: what the trainer is writing stays where it is."""
+    quietly(tiny, tmp_path / "run", stop_at=3)
+    writing = tmp_path / "run" / "checkpoints" / "6.orbax-checkpoint-tmp"
+    writing.mkdir()
+    assert int(load_run(tmp_path / "run", 1)[1].step) == 3
+    assert writing.exists()
+
+
+def test_parameters_that_are_no_numbers_are_never_saved(tiny, tmp_path):
+    """The loss of a step is that of the parameters before it."""
+    wild = replace(tiny, optimizer=Optimizer(lr=1e300), augment=Augment(pad=0), schedule=Schedule(warmup=0))
+    with pytest.raises(
+        InputError, match=r"the (loss is (nan|inf)|parameters are no longer finite) .*lower optimizer.lr"
+    ):
+        quietly(wild, tmp_path / "run", stop_at=1)
+    with pytest.raises(InputError, match="no checkpoint yet"):
+        load_run(tmp_path / "run", 1)
+
+
+def test_a_stop_that_has_passed_is_refused(tiny, tmp_path):
+    quietly(tiny, tmp_path / "run", stop_at=5)
+    with pytest.raises(InputError, match=r"--stop-at is 3; .*run is already at step 5"):
+        quietly(tiny, tmp_path / "run", stop_at=3)
+
+
+def test_names_that_the_checkpoint_writer_cannot_handle_are_refused(tiny, tmp_path):
+    with pytest.raises(InputError, match=r"run\[1\]: the checkpoint writer cannot handle"):
+        quietly(tiny, tmp_path / "run[1]")
+    assert not list(tmp_path.iterdir())
