@@ -209,7 +209,9 @@ def test_reading_a_run_touches_nothing(tiny, tmp_path):
 
 def test_parameters_that_are_no_numbers_are_never_saved(tiny, tmp_path):
     """The loss of a step is that of the parameters before it."""
-    wild = replace(tiny, optimizer=Optimizer(lr=3e38, weight_decay=1e4), augment=Augment(pad=0), schedule=Schedule(warmup=0))
+    wild = replace(
+        tiny, optimizer=Optimizer(lr=3e38, weight_decay=1e4), augment=Augment(pad=0), schedule=Schedule(warmup=0)
+    )
     with pytest.raises(
         InputError, match=r"the (loss is (nan|inf)|parameters are no longer finite) .*lower optimizer.lr"
     ):
