@@ -279,6 +279,7 @@ def test_the_default_recipe_learns_the_digits(whole_run, tmp_path):
     for index, example in enumerate(images):
         Image.fromarray(example.image[..., 0]).resize((64, 64)).save(tmp_path / f"{index}.png")
     done = run("predict", whole_run, *[f"{i}.png" for i in range(20)], "--json", "--top", "1", cwd=tmp_path)
+    assert done.stderr == ""
     read = [row["predictions"][0]["class"] for row in json.loads(done.stdout)]
     assert sum(r == str(e.label) for r, e in zip(read, images, strict=True)) >= 8
 

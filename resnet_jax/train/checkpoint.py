@@ -26,14 +26,14 @@ _KEEP = 2  # newest checkpoints
 def open_checkpoints(folder: Path, *, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Orbax's manager of a folder, which keeps the newest two; waits for pending saves in the end.
 
-    `read_only` touches nothing, so that a run can be evaluated while it trains.
+    `read_only` leaves what another process is writing, so that a run can be evaluated while it trains. (Orbax's own
+    option of that name warns three times.)
 
     Raises MachineError, with the folder, where what was saved cannot be written.
     """
     options = ocp.CheckpointManagerOptions(
         preservation_policy=ocp.checkpoint_managers.LatestN(_KEEP),
         cleanup_tmp_directories=not read_only,  # a killed save leaves one behind
-        read_only=read_only,
     )
     with _written_to(folder):
         checkpoints = ocp.CheckpointManager(folder.absolute(), options=options)
