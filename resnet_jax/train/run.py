@@ -90,7 +90,6 @@ def train_recipe(
         before = time.perf_counter()
         advance = make_advance(job).lower(state, sums, data, step_indices(job, step)).compile()
         say(f"compiled in {time.perf_counter() - before:.1f} s")
-
         lap_step, lap_start, stop = step, time.perf_counter(), 0
         ahead: deque[Array] = deque()
         while step < last and not stop:
@@ -103,15 +102,13 @@ def train_recipe(
             if due(job, step, evaluate_every) or step == job.steps:
                 trained = finite(divide(sums), step)  # waits for the device, so the lap ends here
                 lap = Lap(step - lap_step, time.perf_counter() - lap_start)
-                measured = finite(evaluate(state, held), step)
-                lines.append(metrics_line(job, step, trained, measured, lap, lines))
+                lines.append(metrics_line(job, step, trained, finite(evaluate(state, held), step), lap, lines))
                 add_metrics(out, lines[-1])
                 say(describe(lines[-1], split, job.steps))
                 sums = replicate(zero_sums(), job.mesh)
                 lap_step, lap_start = step, time.perf_counter()
             stop = stop_signal()
             if due(job, step, checkpoint_every) or step == last or stop:
-                finite(divide(sums), step)
                 save(checkpoints, state, sums)
     return Result(state, step, job.steps, split, lines, stop)
 
@@ -149,7 +146,7 @@ def due(job: Job, step: int, every: int | None) -> bool:
 
 
 def finite(metrics: Metrics, step: int) -> Metrics:
-    """The metrics themselves; raises InputError where the loss is no longer a number, so that it is never saved."""
+    """The metrics themselves; raises InputError where the loss is no longer a number."""
     if not math.isfinite(metrics.loss):
         raise InputError(
             f"the loss is {metrics.loss} at step {step}; lower optimizer.lr or lengthen schedule.warmup"
