@@ -81,8 +81,8 @@ def test_peaks_are_published_or_measured():
     def named(kind):
         return type("device", (), {"device_kind": kind, "platform": "gpu"})()
 
-    assert peak_of([named("NVIDIA H200")] * 2, "bfloat16").flops == 2 * 989e12
-    assert peak_of([named("NVIDIA H100 PCIe")], "float32") == (378e12, "published for TF32")
+    assert peak_of([named("NVIDIA H200")] * 2, "bfloat16").flops == 2 * 989.4e12
+    assert peak_of([named("NVIDIA H100 80GB HBM3")], "float32") == (494.7e12, "published for TF32")
     assert peak_of([named("TPU v5 lite")], "bfloat16").flops == 197e12
     assert peak_of([named("TPU v5")], "bfloat16").flops == 459e12
     eight = peak_of(jax.devices(), "float32")

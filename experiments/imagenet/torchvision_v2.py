@@ -3,7 +3,7 @@
     resnet-jax train experiments/imagenet/torchvision_v2.py --data.name folder:IMAGENET
 
 The comments name the flags of references/classification/train.py, in 8 processes (pytorch.org/blog, "How to train
-state-of-the-art models using TorchVision's latest primitives"; pytorch/vision, issue 3995). Departures: the rate moves
+state-of-the-art models using TorchVision's latest primitives"; pytorch/vision#3995). Departures: the rate moves
 with every step and not once an epoch; the copies of a repeated image lie in other groups of BatchNorm, as there, but
 in fixed ones; the average of the weights is also kept during the warm-up, where torchvision starts it anew each time.
 """

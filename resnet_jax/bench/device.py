@@ -17,16 +17,9 @@ from resnet_jax.train.compiling import bytes_of
 _SIDE = 2048  # of the matrices with which an unknown device is measured
 _TRIES = 5
 
-# FLOPs a second of bfloat16 and of float32 as TF32, both without sparsity, by what is in the name of a device.
-# https://www.nvidia.com/en-us/data-center/h100/, /h200/ and /a100/; those of the H family are given there with
-# sparsity, twice these.
-_NVIDIA = {
-    "H100 PCIe": (756e12, 378e12),
-    "H100 NVL": (835e12, 417e12),
-    "H100": (989e12, 494e12),
-    "H200": (989e12, 494e12),
-    "A100": (312e12, 156e12),
-}
+# FLOPs a second of bfloat16 and of float32 as TF32, both without sparsity, by the beginning of a device's name: the
+# H100 and H200 for SXM sockets, after https://glennklockwood.com/garden/processors/h100. Others are measured.
+_NVIDIA = {"NVIDIA H100 80GB HBM3": (989.4e12, 494.7e12), "NVIDIA H200": (989.4e12, 494.7e12)}
 _TPU = {"TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p", "TPU v6": "v6e"}
 
 
@@ -47,8 +40,8 @@ class Memory(NamedTuple):
 def peak_of(devices: list[jax.Device], dtype: DTypeLike) -> Peak:
     """Of these devices, as published for networks of this dtype or, for a device that is not known, by a product."""
     kind, wide = devices[0].device_kind, jnp.dtype(dtype) == jnp.float32
-    for name, flops in _NVIDIA.items():  # longer names first
-        if name in kind:
+    for name, flops in _NVIDIA.items():
+        if kind.startswith(name) and "NVL" not in kind:
             return Peak(len(devices) * flops[wide], f"published for {'TF32' if wide else 'bfloat16'}")
     for name in sorted(_TPU, key=len, reverse=True):
         if kind.startswith(name):
