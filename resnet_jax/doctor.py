@@ -15,7 +15,8 @@ from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.summary import summarize
 from resnet_jax.train.directory import environment
-from resnet_jax.train.feed import Feeding, batch_of, supply, training_items
+from resnet_jax.train.feed import batch_of, supply, training_items
+from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import Job, Sources, held_split, open_sources, prepare, random_keys, train_size_at
 from resnet_jax.train.preprocess import make_preprocess, original_crop
 

@@ -6,7 +6,8 @@ from resnet_jax.data.datasets import open_split
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
 from resnet_jax.train.evaluate import Metrics, make_evaluate
-from resnet_jax.train.feed import Feeding, supply
+from resnet_jax.train.feed import supply
+from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import Job, fit_of
 from resnet_jax.train.which import Which
 from resnet_jax.trained import is_run, open_trained

@@ -11,6 +11,7 @@ from resnet_jax.conversion import convert_weights
 from resnet_jax.errors import InputError
 from resnet_jax.model.zoo import MODELS
 from resnet_jax.train.checkpoint import load_run
+from resnet_jax.train.habits import Habits
 from resnet_jax.train.run import train_recipe
 from resnet_jax.weights.tensors import read_tensors
 
@@ -24,7 +25,7 @@ def trained(tmp_path_factory):
 def run(tiny, trained):
     """A run of two steps."""
     if not trained.exists():
-        train_recipe(tiny, trained, devices=1, stop_at=2)
+        train_recipe(tiny, trained, devices=1, habits=Habits(stop_at=2))
     return trained
 
 

@@ -14,7 +14,7 @@ from resnet_jax.evaluation import evaluate_run
 from resnet_jax.fitting import fit
 from resnet_jax.recipe import Augment, Data, Loss
 from resnet_jax.train.directory import read_dataset
-from resnet_jax.train.feed import Feeding
+from resnet_jax.train.habits import Feeding, Habits
 from resnet_jax.train.run import train_recipe
 
 QUIET = {"devices": 1, "console": Console(quiet=True)}
@@ -33,7 +33,9 @@ def test_arrays_train_what_their_data_set_trains(tiny, tmp_path, validation):
 
 def test_it_goes_on_with_the_same_arrays_only(tiny, tmp_path):
     train, test = (to_arrays(open_split("tiny", split, tmp_path)) for split in ("train", "test"))
-    assert fit(tiny, train, test, tmp_path / "run", stop_at=3, classes=("x", "y", "z"), **QUIET).step == 3
+    assert (
+        fit(tiny, train, test, tmp_path / "run", habits=Habits(stop_at=3), classes=("x", "y", "z"), **QUIET).step == 3
+    )
     shorter = train[0][:-1], train[1][:-1]
     with pytest.raises(
         InputError, match="its data had train_size 40, now 39; restore the data or choose another --out"

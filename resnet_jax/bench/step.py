@@ -21,7 +21,8 @@ from resnet_jax.summary import totals
 from resnet_jax.train.compiling import compile_within
 from resnet_jax.train.devices import replicate, require_even_split
 from resnet_jax.train.evaluate import make_add
-from resnet_jax.train.feed import Feeding, Item, evaluation_items, supply, training_items
+from resnet_jax.train.feed import Item, evaluation_items, supply, training_items
+from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import Job, Sources, initial, open_sources, prepare, train_size_at
 from resnet_jax.train.preprocess import original_crop
 from resnet_jax.train.step import zero_sums

@@ -3,7 +3,7 @@
 import os
 import shlex
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -15,6 +15,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.hosts import Hosts, join
 from resnet_jax.parse import Unnamed, parse, split_first, unset_other_length
 from resnet_jax.recipe import Recipe, load_recipe
+from resnet_jax.train.habits import Feeding, Habits
 
 _WAITED = 0.1  # share of the time from which waiting for data is worth a word
 
@@ -40,47 +41,19 @@ class TrainOptions:
     """Parts into which a batch is cut, one after the other, for less memory; auto takes as few as it can."""
     shard: Literal["nothing", "params"] = "nothing"
     """What is spread over the devices, and gathered for each step, in place of being on each of them."""
-    stop_at: int | None = None
-    """Step at which to stop with a checkpoint, before the recipe ends."""
-    target: float | None = None
-    """Accuracy on the held split, 0 to 1, at which to stop with a checkpoint."""
-    evaluate_every: int | None = None
-    """Steps between evaluations; None is an epoch."""
-    checkpoint_every: int | None = None
-    """Steps between checkpoints; None is an epoch."""
-    keep: int = 2
-    """Newest checkpoints that stay, beside the best one."""
-    stall: float = 3600.0
-    """Seconds without a step after which the process writes its stacks and ends with exit code 1; 0 is never."""
-    resident_gib: float = 2.0
-    """Splits up to this size in GiB lie on every device as a whole; larger ones are read as they are needed."""
-    threads: int | None = None
-    """Threads that read images; None is one a core."""
     on_bad_image: Literal["replace", "fail"] = "replace"
     """What happens where a training image cannot be read: the next takes its place, or the run stops at once."""
-    max_bad_images: float = 0.01
-    """Share of the training images that may be replaced so, 0 to 1."""
 
 
 def train(words: list[str]) -> int:
     """train a recipe, or go on with a run: train [RECIPE.py | RUN] [--field value ...] [--out DIR]"""
-    path, rest = split_first(words)
-    base = load_recipe(path) if path else Recipe()
-    kind = cast(type[tuple[Recipe, TrainOptions, Hosts]], tuple[Unnamed[Recipe], Unnamed[TrainOptions], Unnamed[Hosts]])
-    default = (base, TrainOptions(), Hosts())
-    recipe, options, hosts = parse(
-        kind, rest, prog="resnet-jax train", description=train.__doc__ or "", default=default
-    )
-    recipe = unset_other_length(recipe, base, rest)
-
+    path, recipe, options, habits, feeding, hosts = _parsed(words)
     join(hosts)
 
     import jax
 
-    from resnet_jax.curves import draw_curves
     from resnet_jax.train.devices import on_first_host
     from resnet_jax.train.directory import free_run
-    from resnet_jax.train.feed import Feeding
     from resnet_jax.train.run import train_recipe
 
     out = options.out or (path if path and path.is_dir() else None)
@@ -94,28 +67,46 @@ def train(words: list[str]) -> int:
         devices=options.devices,
         accumulate=options.accumulate,
         shard=options.shard,
-        stop_at=options.stop_at,
-        target=options.target,
-        evaluate_every=options.evaluate_every,
-        checkpoint_every=options.checkpoint_every,
-        keep=options.keep,
-        stall=options.stall,
-        feeding=Feeding(options.resident_gib, options.threads),
-        max_bad=0.0 if options.on_bad_image == "fail" else options.max_bad_images,
+        habits=habits,
+        feeding=feeding,
     )
-    if not on_first_host():
-        return 128 + result.signal if result.signal else 0
+    if on_first_host():
+        _report(result, recipe, habits, out)
+    return 128 + result.signal if result.signal else 0
+
+
+def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, Habits, Feeding, Hosts]:
+    """What the words of a command say, and where its recipe was read."""
+    path, rest = split_first(words)
+    base = load_recipe(path) if path else Recipe()
+    kind = cast(
+        type[tuple[Recipe, TrainOptions, Habits, Feeding, Hosts]],
+        tuple[Unnamed[Recipe], Unnamed[TrainOptions], Unnamed[Habits], Unnamed[Feeding], Unnamed[Hosts]],
+    )
+    default = (base, TrainOptions(), Habits(), Feeding(), Hosts())
+    recipe, options, habits, feeding, hosts = parse(
+        kind, rest, prog="resnet-jax train", description=train.__doc__ or "", default=default
+    )
+    if options.on_bad_image == "fail":
+        habits = replace(habits, max_bad_images=0.0)
+    recipe = unset_other_length(recipe, base, rest)
+    return path, recipe, options, habits, feeding, hosts
+
+
+def _report(result: "Result", recipe: Recipe, habits: Habits, out: Path) -> None:
+    """The curves as a picture, the table, and how to go on."""
+    from resnet_jax.curves import draw_curves
+
     if result.lines:
         title = f"{recipe.model.name} on {recipe.data.name}"
         draw_curves(result.lines, result.split, title, out / "curves.png")
         show_result(result, out)
     if result.reached:
         line = result.reached
-        print(f"target {options.target:.2%} reached at step {line['step']}, in {line['seconds']:.1f} s of training")
+        print(f"target {habits.target:.2%} reached at step {line['step']}, in {line['seconds']:.1f} s of training")
     if result.step < result.steps:
         why, again = "interrupted" if result.signal else "stopped", f"resnet-jax train {shlex.quote(str(out))}"
         print(f"{why} at step {result.step} of {result.steps}, checkpoint saved; go on with: {again}")
-    return 128 + result.signal if result.signal else 0
 
 
 def show_result(result: "Result", out: Path) -> None:

@@ -11,7 +11,7 @@ import errno
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -27,6 +27,7 @@ from resnet_jax.train.devices import on_first_host, said_by_first_host
 from resnet_jax.train.directory import read_dataset, read_recipe
 from resnet_jax.train.job import Job, abstract, prepare
 from resnet_jax.train.manifest import describe_leaves, misfits, read_manifest
+from resnet_jax.train.progress import Say
 from resnet_jax.train.quiet import quiet_orbax
 from resnet_jax.train.sealed import (
     clear,
@@ -42,8 +43,6 @@ from resnet_jax.train.step import Sums
 
 _NONE, _NO_GOOD = -1, -2  # in place of a step
 _TOLD = 3  # leaves or checkpoints that are named in one line
-
-Say = Callable[[str], None]
 
 
 def to_stderr(line: str) -> None:
@@ -76,10 +75,8 @@ def open_checkpoints(folder: Path, *, keep: int = 2, best: bool = False) -> Iter
     Kept are the newest `keep` and, with `best`, the one saved with the largest metric (of equal ones the newest). One
     is removed only after a newer one is sealed.
 
-    Raises MachineError, with the folder, where what was saved cannot be written, and InputError for a `keep` below 1.
+    Raises MachineError, with the folder, where what was saved cannot be written.
     """
-    if keep < 1:
-        raise InputError(f"--keep is {keep}; it must be positive")
     quiet_orbax()
     checkpoints = Checkpoints(folder, keep, best)
     if on_first_host():

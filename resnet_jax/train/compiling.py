@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from resnet_jax.train.job import Job, make_advance, train_size_at
+from resnet_jax.train.progress import Say
 
 
 def compiler(
-    job: Job, parts: list[int], say: Callable[[str], None]
+    job: Job, parts: list[int], say: Say
 ) -> Callable[[int, tuple[Any, ...]], tuple[Callable[..., Any], float]]:
     """A function (step, its arguments) -> the compiled step and the seconds that compiling it took now.
 

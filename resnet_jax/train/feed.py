@@ -17,16 +17,10 @@ from resnet_jax.data.batches import Batch, batch_indices, evaluation_indices
 from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.data.stream import Read, default_threads, replacing, stream
 from resnet_jax.train.devices import place, replicate, split, split_rows
+from resnet_jax.train.habits import Feeding
 
 _EVALUATED = 500  # images a batch of an evaluation, at most
 _PIXELS = 2**23  # and their pixels, for the memory of the first layers
-
-
-class Feeding(NamedTuple):
-    """How data gets to the devices; none of it changes a batch."""
-
-    resident_gib: float = 2.0  # splits up to this size, GiB, lie on every device as a whole
-    threads: int | None = None  # that read the others; None is one a core
 
 
 class Resident(NamedTuple):

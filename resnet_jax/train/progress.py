@@ -22,6 +22,8 @@ _REFRESH = 0.25  # seconds between readings of the loss, each of which waits for
 
 _TOLD = 10  # bad images that are named
 
+# (line), to a person
+Say = Callable[[str], None]
 # (step, totals since the last line of metrics)
 Show = Callable[[int, Sums], None]
 
@@ -95,7 +97,7 @@ def describe(line: dict[str, Any], split: str, steps: int) -> str:
     )
 
 
-def tell_bad(bad: dict[int, str], told: int, most: float, say: Callable[[str], None]) -> int:
+def tell_bad(bad: dict[int, str], told: int, most: float, say: Say) -> int:
     """Says which images were bad since the last call, and returns how many are; raises InputError over `most`."""
     messages = list(bad.values())
     for message in messages[told : max(told, _TOLD)]:

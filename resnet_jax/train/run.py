@@ -3,7 +3,6 @@
 import json
 import math
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,7 +22,8 @@ from resnet_jax.train.compiling import compiler
 from resnet_jax.train.devices import on_first_host, replicate, require_even_split, split_rows
 from resnet_jax.train.directory import add_metrics, keep_metrics, open_run, require_same_run
 from resnet_jax.train.evaluate import Metrics, divide, make_evaluate
-from resnet_jax.train.feed import Feeding, supply, training_items
+from resnet_jax.train.feed import supply, training_items
+from resnet_jax.train.habits import Feeding, Habits, require_sense
 from resnet_jax.train.job import (
     Job,
     Shard,
@@ -38,14 +38,11 @@ from resnet_jax.train.job import (
 from resnet_jax.train.lap import Lap, metrics_line, score
 from resnet_jax.train.lock import hold
 from resnet_jax.train.preprocess import original_crop
-from resnet_jax.train.progress import Lines, describe, headline, progress, tell_bad
+from resnet_jax.train.progress import Lines, Say, describe, headline, progress, tell_bad
 from resnet_jax.train.state import TrainState, averaged
 from resnet_jax.train.step import Sums, zero_sums
 from resnet_jax.train.stop import stop_requested, watched
 from resnet_jax.train.sweep import possible_parts, require_parts, unit_of
-
-# (line)
-Say = Callable[[str], None]
 
 _AHEAD = 2  # steps that may be queued on the devices while one is computed
 
@@ -62,16 +59,16 @@ class Result(NamedTuple):
     reached: dict[str, Any] | None = None  # the first line of metrics that reached the target
 
 
-class Habits(NamedTuple):
-    """When a run looks, saves and stops; none of it changes the curve. `train_recipe` says what each is."""
+class Begun(NamedTuple):
+    """A run before its next step."""
 
-    stop_at: int | None
-    target: float | None
-    evaluate_every: int | None
-    checkpoint_every: int | None
-    keep: int
-    stall: float
-    max_bad: float
+    job: Job
+    sources: Sources
+    state: TrainState
+    sums: Sums
+    lines: list[dict[str, Any]]
+    notes: tuple[str, ...]  # on the weights that it starts from
+    parts: list[int]  # into which a batch may be cut
 
 
 def train_recipe(
@@ -82,14 +79,8 @@ def train_recipe(
     devices: int | None = None,
     accumulate: int | Literal["auto"] = 1,
     shard: Shard = "nothing",
-    stop_at: int | None = None,
-    target: float | None = None,
-    evaluate_every: int | None = None,
-    checkpoint_every: int | None = None,
-    keep: int = 2,
-    stall: float = 3600.0,
+    habits: Habits = Habits(),
     feeding: Feeding = Feeding(),
-    max_bad: float = 0.01,
     splits: tuple[Source, Source] | None = None,
     console: Console | None = None,
 ) -> Result:
@@ -103,14 +94,8 @@ def train_recipe(
         accumulate: parts into which a batch is cut, one after the other; "auto" takes as few as the memory allows.
         shard: what is spread over the devices in place of being on each: "nothing" or "params", with what the optimiser
             and the averages keep of them.
-        stop_at: step at which to stop, with a checkpoint, before the recipe ends.
-        target: accuracy on the held split, 0 to 1, at which to stop.
-        evaluate_every: steps between lines of metrics; None is an epoch.
-        checkpoint_every: steps between checkpoints; None is an epoch.
-        keep: newest checkpoints that stay, beside the best one.
-        stall: seconds without a step after which the process writes its stacks and ends; 0 is never.
+        habits: when the run looks, saves and stops.
         feeding: how data gets to the devices.
-        max_bad: share of the training images that may be bad, and are replaced by the next, before the run fails.
         splits: train and test in place of the data set that the recipe names.
         console: where progress is shown; None is standard output.
 
@@ -118,13 +103,13 @@ def train_recipe(
     the loss is no longer finite, having kept the checkpoints from before; MachineError where the last checkpoint cannot
     be written.
     """
-    habits = Habits(stop_at, target, evaluate_every, checkpoint_every, keep, stall, max_bad)
     require_sense(habits, feeding)
     recipe, console = check(recipe), console or Lines(quiet=not on_first_host())
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with hold(out):
         begun = begin(recipe, out, data_dir, devices, accumulate, shard, splits, say)
-        step, reached = int(begun.state.step), reaching(begun.lines, held_split(recipe), target)
+        step, reached = int(begun.state.step), reaching(begun.lines, held_split(recipe), habits.target)
+        stop_at = habits.stop_at
         if stop_at is not None and stop_at < step:
             raise InputError(f"--stop-at is {stop_at}; {out} is already at step {step}")
         if step >= min(begun.job.steps, stop_at or begun.job.steps) or reached:
@@ -135,7 +120,7 @@ def train_recipe(
         return loop(begun, out, habits, feeding, console, say)
 
 
-def loop(begun: "Begun", out: Path, habits: Habits, feeding: Feeding, console: Console, say: Say) -> Result:
+def loop(begun: Begun, out: Path, habits: Habits, feeding: Feeding, console: Console, say: Say) -> Result:
     """All steps of a run, with what is measured, said and saved between them."""
     job, sources, state, sums, lines, _, parts = begun
     recipe, step, split = job.recipe, int(state.step), held_split(job.recipe)
@@ -167,7 +152,7 @@ def loop(begun: "Begun", out: Path, habits: Habits, feeding: Feeding, console: C
                 stop = stop or int(told.stop or 0)
             alive()
             show(step, sums)
-            told_bad = tell_bad(bad, told_bad, habits.max_bad * sources.train.size, say)
+            told_bad = tell_bad(bad, told_bad, habits.max_bad_images * sources.train.size, say)
             if look:
                 trained = finite(divide(sums, answers=job.right is not None), step)
                 lap.end(step)  # after the sums, which wait for the devices
@@ -186,18 +171,6 @@ def loop(begun: "Begun", out: Path, habits: Habits, feeding: Feeding, console: C
                 metric = score(lines[-1], split) if lines and lines[-1]["step"] == step else None
                 store(checkpoints, state, sums, metric, say, last=end)
     return Result(state, step, job.steps, split, lines, stop, reached)
-
-
-class Begun(NamedTuple):
-    """A run before its next step."""
-
-    job: Job
-    sources: Sources
-    state: TrainState
-    sums: Sums
-    lines: list[dict[str, Any]]
-    notes: tuple[str, ...]  # on the weights that it starts from
-    parts: list[int]  # into which a batch may be cut
 
 
 def begin(
@@ -283,27 +256,6 @@ def require_finite(job: Job, told: Told, out: Path, say: Say) -> None:
             " (checkpoints from before are kept)"
         )
     say(f"{what}; it changes nothing")
-
-
-def require_sense(habits: Habits, feeding: Feeding) -> None:
-    """Raises InputError, with the flag, for a number that makes no sense."""
-    h = habits
-    counts = {
-        "--stop-at": h.stop_at,
-        "--evaluate-every": h.evaluate_every,
-        "--checkpoint-every": h.checkpoint_every,
-        "--keep": h.keep,
-    }
-    for name, value, good, wanted in (
-        *((name, value, value is None or value >= 1, "be positive") for name, value in counts.items()),
-        ("--target", h.target, h.target is None or h.target <= 1, "be an accuracy, 0 to 1"),
-        ("--stall", h.stall, h.stall >= 0, "not be negative"),
-        ("--resident-gib", feeding.resident_gib, feeding.resident_gib >= 0, "not be negative"),
-        ("--threads", feeding.threads, feeding.threads is None or feeding.threads >= 0, "not be negative"),
-        ("--max-bad-images", h.max_bad, 0 <= h.max_bad <= 1, "be a share, 0 to 1"),
-    ):
-        if not good:
-            raise InputError(f"{name} is {value}; it must {wanted}")
 
 
 def due(job: Job, step: int, every: int | None) -> bool:

@@ -104,3 +104,13 @@ def test_one_value_a_channel_does_not_divide_by_zero():
 def test_initialisation_takes_any_batch():
     v = BatchNorm(use_running_average=False, group=32).init(jax.random.key(0), images())
     chex.assert_trees_all_equal(v["batch_stats"], {"mean": jnp.zeros(3), "var": jnp.ones(3)})
+
+
+def test_a_frozen_one_is_the_same_in_training_as_after():
+    x = jax.random.normal(jax.random.key(0), (4, 3, 3, 2)) + 5
+    after = BatchNorm(use_running_average=True)
+    v = after.init(jax.random.key(1), x)
+    y, updated = BatchNorm(use_running_average=False, frozen=True).apply(v, x, mutable=["batch_stats"])
+    chex.assert_trees_all_equal((y, updated["batch_stats"]), (after.apply(v, x), v["batch_stats"]))
+    moved = BatchNorm(use_running_average=False).apply(v, x, mutable=["batch_stats"])[1]["batch_stats"]
+    assert not np.allclose(moved["mean"], v["batch_stats"]["mean"])

@@ -16,7 +16,8 @@ from resnet_jax.preparation import Packing, prepare_data
 from resnet_jax.recipe import Augment, Data, Recipe
 from resnet_jax.train.devices import data_mesh
 from resnet_jax.train.directory import read_metrics
-from resnet_jax.train.feed import Feeding, Pick, batch_of, evaluation_items, supply, training_items
+from resnet_jax.train.feed import Pick, batch_of, evaluation_items, supply, training_items
+from resnet_jax.train.habits import Feeding, Habits
 from resnet_jax.train.job import open_sources
 from resnet_jax.train.preprocess import original_crop
 from resnet_jax.train.run import tell_bad, train_recipe
@@ -80,7 +81,9 @@ def test_a_run_is_the_same_whether_it_reads_or_holds_its_data(tiny, tmp_path):
     held = train_recipe(tiny, tmp_path / "held", devices=1, console=quiet)
     for name, threads in (("none", 0), ("two", 2)):
         feeding = Feeding(resident_gib=0.0, threads=threads)
-        train_recipe(tiny, tmp_path / name, devices=1, feeding=feeding, stop_at=5, console=quiet)  # within an epoch
+        train_recipe(
+            tiny, tmp_path / name, devices=1, feeding=feeding, habits=Habits(stop_at=5), console=quiet
+        )  # within an epoch
         read = train_recipe(tiny, tmp_path / name, devices=1, feeding=feeding, console=quiet)
         chex.assert_trees_all_equal(held.state, read.state)
         assert lines(tmp_path / name) == lines(tmp_path / "held")
@@ -115,11 +118,17 @@ def test_a_run_with_a_bad_image(tiny, tmp_path, monkeypatch, gib):
     feeding = Feeding(resident_gib=gib)
     console = Console(record=True, quiet=False, file=io.StringIO())
     with pytest.raises(InputError, match=r"seven\.jpg: damaged.*more than --max-bad-images allows"):
-        train_recipe(tiny, tmp_path / "strict", devices=1, feeding=feeding, max_bad=0.0, console=console)
-    result = train_recipe(tiny, tmp_path / "run", devices=1, feeding=feeding, max_bad=0.05, console=console)
+        train_recipe(
+            tiny, tmp_path / "strict", devices=1, feeding=feeding, habits=Habits(max_bad_images=0.0), console=console
+        )
+    result = train_recipe(
+        tiny, tmp_path / "run", devices=1, feeding=feeding, habits=Habits(max_bad_images=0.05), console=console
+    )
     assert result.step == 12
     assert console.export_text().count("seven.jpg: damaged; the next one takes its place") == 2
-    again = train_recipe(tiny, tmp_path / "again", devices=1, feeding=Feeding(gib, 0), max_bad=1, console=console)
+    again = train_recipe(
+        tiny, tmp_path / "again", devices=1, feeding=Feeding(gib, 0), habits=Habits(max_bad_images=1), console=console
+    )
     chex.assert_trees_all_equal(result.state, again.state)
 
 
@@ -180,7 +189,7 @@ def test_crops_of_originals_need_originals(tiny):
     [
         ({"feeding": Feeding(resident_gib=-1.0)}, "--resident-gib is -1.0; it must not be negative"),
         ({"feeding": Feeding(threads=-1)}, "--threads is -1; it must not be negative"),
-        ({"max_bad": 1.5}, "--max-bad-images is 1.5; it must be a share, 0 to 1"),
+        ({"habits": Habits(max_bad_images=1.5)}, "--max-bad-images is 1.5; it must be a share, 0 to 1"),
     ],
 )
 def test_numbers_that_make_no_sense(tiny, tmp_path, options, message):

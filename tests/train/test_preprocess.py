@@ -11,7 +11,8 @@ import pytest
 from resnet_jax.data.augment import augment, normalize
 from resnet_jax.data.batches import Batch
 from resnet_jax.recipe import Augment, Data, Recipe, check
-from resnet_jax.train.feed import Feeding, supply, training_items
+from resnet_jax.train.feed import supply, training_items
+from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import initial, make_advance, open_sources, prepare
 from resnet_jax.train.preprocess import make_preprocess
 

@@ -19,6 +19,7 @@ from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.train import run as run_module
 from resnet_jax.train.checkpoint import load_run, restore
 from resnet_jax.train.directory import read_metrics
+from resnet_jax.train.habits import Habits
 from resnet_jax.train.job import initial, open_sources, prepare, random_keys
 from resnet_jax.train.run import train_recipe
 from resnet_jax.train.sealed import sealed
@@ -27,7 +28,10 @@ CLOCKS = {"seconds", "images_per_second", "data_wait"}
 
 
 def quietly(recipe, out, **options):
-    return train_recipe(recipe, out, console=Console(file=io.StringIO()), **({"devices": 1} | options))
+    chosen = {name: options.pop(name) for name in list(options) if hasattr(Habits, name)}
+    return train_recipe(
+        recipe, out, habits=Habits(**chosen), console=Console(file=io.StringIO()), **({"devices": 1} | options)
+    )
 
 
 def curve(run):
@@ -169,7 +173,7 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_run_goes_on_from_the_one_befo
     file = next(path for path in sorted((folder / "4").rglob("*")) if path.is_file())
     file.write_bytes(b"") if damage == "truncate" else file.unlink()
     console = Console(file=printed, width=500)
-    end = train_recipe(tiny, tmp_path / "run", devices=1, checkpoint_every=2, console=console)
+    end = train_recipe(tiny, tmp_path / "run", devices=1, habits=Habits(checkpoint_every=2), console=console)
     assert f"{folder}/4: damaged checkpoint ({file.name} " in printed.getvalue()
     assert f"put aside as {folder}/damaged/4; step 2 is used instead" in printed.getvalue()
     assert (folder / "damaged" / "4").is_dir()

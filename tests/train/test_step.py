@@ -183,3 +183,13 @@ def test_init_is_a_function_of_the_key():
     chex.assert_trees_all_equal(first, same)
     other = init_state(jax.random.key(2), model, OPTIMIZER, (8, 8, 1))
     assert not np.allclose(first.params["head"]["kernel"], other.params["head"]["kernel"])
+
+
+def test_what_is_frozen_has_no_gradient():
+    """Whatever the optimiser would do with one: plain SGD here, which knows of nothing frozen."""
+    model, data = network(), batch()
+    state = initial(model)
+    frozen = {name: jax.tree.map(lambda _, still=name == "stem": still, tree) for name, tree in state.params.items()}
+    after, _ = take(state, data, model, frozen=frozen)
+    chex.assert_trees_all_equal(after.params["stem"], state.params["stem"])
+    assert not np.allclose(after.params["head"]["kernel"], state.params["head"]["kernel"])

@@ -18,6 +18,7 @@ from resnet_jax.errors import InputError, MachineError
 from resnet_jax.recipe import Augment
 from resnet_jax.train import run as run_module
 from resnet_jax.train.checkpoint import load_run
+from resnet_jax.train.habits import Habits
 from resnet_jax.train.run import train_recipe
 from resnet_jax.train.state import averaged
 from resnet_jax.train.which import Which
@@ -27,7 +28,9 @@ from resnet_jax.trained import open_trained
 def quietly(recipe, out, **options):
     printed = io.StringIO()
     console = Console(file=printed, width=200)
-    return train_recipe(recipe, out, console=console, **({"devices": 1} | options)), printed.getvalue()
+    chosen = {name: options.pop(name) for name in list(options) if hasattr(Habits, name)}
+    result = train_recipe(recipe, out, habits=Habits(**chosen), console=console, **({"devices": 1} | options))
+    return result, printed.getvalue()
 
 
 def poison(monkeypatch, *steps):
@@ -111,6 +114,20 @@ def test_the_averages_are_those_of_the_definition(tiny, tmp_path):
     first, second, fourth = (np.asarray(end.ema["params"]["head"]["kernel"]) for end in ends)
     np.testing.assert_allclose(second, 0.75 * first + 0.25 * kernel[1], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(fourth, 0.75 * second + 0.25 * kernel[2], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("habits", "message"),
+    [
+        ({"keep": 0}, "--keep is 0; it must be positive"),
+        ({"target": 94.0}, "--target is 94.0; it must be an accuracy, 0 to 1"),
+        ({"stall": -1.0}, "--stall is -1.0; it must not be negative"),
+    ],
+)
+def test_numbers_without_sense(tiny, tmp_path, habits, message):
+    with pytest.raises(InputError, match=message):
+        quietly(tiny, tmp_path / "run", **habits)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_target_ends_the_run_and_says_when(tiny, tmp_path):
