@@ -111,9 +111,9 @@ def train_in_processes(recipe: Recipe, *, processes: int, devices: int, double: 
         words += ["--coordinator", f"localhost:{port}", *(["--double"] if double else [])]
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         free.close()
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}  # Gloo talks
         workers = [
-            subprocess.Popen([*words, "--host", str(host)], env=environment, stderr=subprocess.PIPE, text=True)
-            for host in range(processes)
+            subprocess.Popen([*words, "--host", str(host)], env=environment, **quiet) for host in range(processes)
         ]
         errors = [worker.communicate(timeout=600)[1] for worker in workers]
         assert not any(worker.returncode for worker in workers), errors
