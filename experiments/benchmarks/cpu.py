@@ -1,7 +1,7 @@
 """Training and evaluation on a CPU: this library, the same network in plain flax, and PyTorch, side by side.
 
-    python experiments/benchmarks/cpu.py resnet50 --batch 8
-    python experiments/benchmarks/cpu.py resnet20 --batch 128
+    python -m experiments.benchmarks.cpu resnet50 --batch 8
+    python -m experiments.benchmarks.cpu resnet20 --batch 128
 
 Ways alternate round by round in one process, on the same images and with the same number of threads, in float32; all
 begin with the same parameters, and their losses over the first steps have to agree. Needs torch.
@@ -24,13 +24,15 @@ import torch
 from flax import linen as nn
 from torch.nn import functional
 
+from experiments.benchmarks.plain_flax import FlaxNetwork
+from experiments.benchmarks.plain_torch import TorchNetwork
 from resnet_jax.backend import compiler_options
 from resnet_jax.model import kernels
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.zoo import published
 from resnet_jax.weights.names import to_state_dict
 
-LR, MOMENTUM, COMPARED = 0.01, 0.9, 3
+LR, MOMENTUM, COMPARED = 1e-3, 0.9, 3  # a rate at which rounding does not grow within the steps that are compared
 
 
 class Way(NamedTuple):
@@ -38,139 +40,6 @@ class Way(NamedTuple):
 
     train: Callable[[], float]
     evaluate: Callable[[], Any]
-
-
-class FlaxBlock(nn.Module):
-    """A residual block as flax's examples write it, under our names."""
-
-    features: int
-    stride: int
-    train: bool
-    bottleneck: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        wide = self.features * (4 if self.bottleneck else 1)
-        layers: tuple[tuple[int, int, int], ...] = (
-            (1, 1, self.features),
-            (3, self.stride, self.features),
-            (1, 1, wide),
-        )
-        layers = layers if self.bottleneck else ((3, self.stride, wide), (3, 1, wide))
-        y = x
-        for i, (kernel, stride, features) in enumerate(layers, 1):
-            y = _flax_conv(features, kernel, stride, f"conv{i}")(y)
-            y = _flax_norm(self.train, f"norm{i}")(y)
-            y = nn.relu(y) if i < len(layers) else y
-        return nn.relu(y + self.shortcut(x, wide))
-
-    @nn.nowrap
-    def shortcut(self, x: jax.Array, wide: int) -> jax.Array:
-        if not self.bottleneck:  # option A
-            more = wide - x.shape[-1]
-            return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0),) * 3 + ((more // 2, more - more // 2),))
-        return x if x.shape[-1] == wide else _FlaxProjection(wide, self.stride, self.train, name="shortcut")(x)
-
-
-class _FlaxProjection(nn.Module):
-    features: int
-    stride: int
-    train: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return _flax_norm(self.train, "norm")(_flax_conv(self.features, 1, self.stride, "conv")(x))
-
-
-class _FlaxStem(nn.Module):
-    features: int
-    deep: bool
-    train: bool
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = _flax_conv(self.features, 7 if self.deep else 3, 2 if self.deep else 1, "conv")(x)
-        x = nn.relu(_flax_norm(self.train, "norm")(x))
-        return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))) if self.deep else x
-
-
-class FlaxNetwork(nn.Module):
-    """ResNet-20 or ResNet-50 of nn.Conv and nn.BatchNorm, with the parameters of ours."""
-
-    like: ResNet
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        bottleneck = self.like.block.expansion == 4
-        x = _FlaxStem(self.like.width, bottleneck, train, name="stem")(x)
-        for stage, depth in enumerate(self.like.depths):
-            for block in range(depth):
-                stride, name = 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}"
-                x = FlaxBlock(self.like.width * 2**stage, stride, train, bottleneck, name=name)(x)
-        return nn.Dense(self.like.num_classes, name="head")(x.mean((1, 2)))
-
-
-def _flax_conv(features: int, kernel: int, stride: int, name: str) -> nn.Conv:
-    return nn.Conv(features, (kernel,) * 2, (stride,) * 2, ((kernel // 2,) * 2,) * 2, use_bias=False, name=name)
-
-
-def _flax_norm(train: bool, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=name)
-
-
-class TorchBlock(torch.nn.Module):
-    """A residual block as torchvision's."""
-
-    def __init__(self, channels: int, features: int, stride: int, bottleneck: bool) -> None:
-        super().__init__()
-        wide = features * (4 if bottleneck else 1)
-        sizes = ((channels, features, 1, 1), (features, features, 3, stride), (features, wide, 1, 1))
-        sizes = sizes if bottleneck else ((channels, wide, 3, stride), (wide, wide, 3, 1))  # type: ignore[assignment]
-        for i, (before, after, kernel, step) in enumerate(sizes, 1):
-            self.add_module(f"conv{i}", torch.nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
-            self.add_module(f"bn{i}", torch.nn.BatchNorm2d(after))
-        self.layers, self.stride, self.more, self.downsample = len(sizes), stride, wide - channels, None
-        if bottleneck and self.more:
-            project = torch.nn.Conv2d(channels, wide, 1, stride, bias=False)
-            self.downsample = torch.nn.Sequential(project, torch.nn.BatchNorm2d(wide))
-
-    def forward(self, x: Any) -> Any:
-        y = x
-        for i in range(1, self.layers + 1):
-            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
-            y = functional.relu(y) if i < self.layers else y
-        if self.downsample is not None:
-            x = self.downsample(x)
-        elif self.more:  # option A
-            pad = (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)
-            x = functional.pad(x[:, :, :: self.stride, :: self.stride], pad)
-        return functional.relu(y + x)
-
-
-class TorchNetwork(torch.nn.Module):
-    """The same network in PyTorch, under the names of torchvision."""
-
-    def __init__(self, like: ResNet) -> None:
-        super().__init__()
-        self.deep, channels = like.block.expansion == 4, like.width
-        size, stride = (7, 2) if self.deep else (3, 1)
-        self.conv1 = torch.nn.Conv2d(3, channels, size, stride, size // 2, bias=False)
-        self.bn1 = torch.nn.BatchNorm2d(channels)
-        self.stages = len(like.depths)
-        for stage, depth in enumerate(like.depths):
-            blocks, features = [], like.width * 2**stage
-            for block in range(depth):
-                blocks.append(TorchBlock(channels, features, 2 if stage and not block else 1, self.deep))
-                channels = features * like.block.expansion
-            self.add_module(f"layer{stage + 1}", torch.nn.Sequential(*blocks))
-        self.fc = torch.nn.Linear(channels, like.num_classes)
-
-    def forward(self, x: Any) -> Any:
-        x = functional.relu(self.bn1(self.conv1(x)))
-        x = functional.max_pool2d(x, 3, 2, 1) if self.deep else x
-        for stage in range(self.stages):
-            x = getattr(self, f"layer{stage + 1}")(x)
-        return self.fc(x.mean((2, 3)))
 
 
 def jax_way(

@@ -1,0 +1,63 @@
+"""ResNet-20 and ResNet-50 in PyTorch, as torchvision writes them: what this library is compared with."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from resnet_jax.model.resnet import ResNet
+
+
+class TorchBlock(torch.nn.Module):
+    """A residual block as torchvision's."""
+
+    def __init__(self, channels: int, features: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        wide = features * (4 if bottleneck else 1)
+        sizes = ((channels, features, 1, 1), (features, features, 3, stride), (features, wide, 1, 1))
+        sizes = sizes if bottleneck else ((channels, wide, 3, stride), (wide, wide, 3, 1))  # type: ignore[assignment]
+        for i, (before, after, kernel, step) in enumerate(sizes, 1):
+            self.add_module(f"conv{i}", torch.nn.Conv2d(before, after, kernel, step, kernel // 2, bias=False))
+            self.add_module(f"bn{i}", torch.nn.BatchNorm2d(after))
+        self.layers, self.stride, self.more, self.downsample = len(sizes), stride, wide - channels, None
+        if bottleneck and self.more:
+            project = torch.nn.Conv2d(channels, wide, 1, stride, bias=False)
+            self.downsample = torch.nn.Sequential(project, torch.nn.BatchNorm2d(wide))
+
+    def forward(self, x: Any) -> Any:
+        y = x
+        for i in range(1, self.layers + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = functional.relu(y) if i < self.layers else y
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.more:  # option A
+            pad = (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)
+            x = functional.pad(x[:, :, :: self.stride, :: self.stride], pad)
+        return functional.relu(y + x)
+
+
+class TorchNetwork(torch.nn.Module):
+    """The same network in PyTorch, under the names of torchvision."""
+
+    def __init__(self, like: ResNet) -> None:
+        super().__init__()
+        self.deep, channels = like.block.expansion == 4, like.width
+        size, stride = (7, 2) if self.deep else (3, 1)
+        self.conv1 = torch.nn.Conv2d(3, channels, size, stride, size // 2, bias=False)
+        self.bn1 = torch.nn.BatchNorm2d(channels)
+        self.stages = len(like.depths)
+        for stage, depth in enumerate(like.depths):
+            blocks, features = [], like.width * 2**stage
+            for block in range(depth):
+                blocks.append(TorchBlock(channels, features, 2 if stage and not block else 1, self.deep))
+                channels = features * like.block.expansion
+            self.add_module(f"layer{stage + 1}", torch.nn.Sequential(*blocks))
+        self.fc = torch.nn.Linear(channels, like.num_classes)
+
+    def forward(self, x: Any) -> Any:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = functional.max_pool2d(x, 3, 2, 1) if self.deep else x
+        for stage in range(self.stages):
+            x = getattr(self, f"layer{stage + 1}")(x)
+        return self.fc(x.mean((2, 3)))
