@@ -28,13 +28,6 @@ Activation = Callable[[Array], Array]
 he_normal_fan_out: Initializer = variance_scaling(2.0, "fan_out", "normal")
 
 
-def dimension_numbers(rank: int) -> lax.ConvDimensionNumbers:
-    """Channels last for input, kernel (spatial, in, out) and output, at any spatial rank."""
-    last, spatial = rank + 1, tuple(range(1, rank + 1))
-    kernel = (last, rank, *range(rank))
-    return lax.ConvDimensionNumbers((0, last, *spatial), kernel, (0, last, *spatial))
-
-
 def extents(extent: Extent, rank: int) -> tuple[int, ...]:
     """One extent for each of `rank` spatial axes; raises ValueError where there are more or fewer."""
     each = (extent,) * rank if isinstance(extent, int) else extent
@@ -74,19 +67,27 @@ class Conv(nn.Module):
         shape = (*window, x.shape[-1] // self.groups, self.features)
         kernel = self.standardize(self.param("kernel", self.kernel_init, shape, jnp.float32))
         dtype = self.dtype or x.dtype
-        y = lax.conv_general_dilated(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            window_strides=extents(self.stride, rank),
-            padding=[(self.dilation * (k // 2),) * 2 for k in window],
-            rhs_dilation=(self.dilation,) * rank,
-            dimension_numbers=dimension_numbers(rank),
-            feature_group_count=self.groups,
-        )
+        y = self.convolve(x.astype(dtype), kernel.astype(dtype))
         if not self.bias:
             return y
         bias = self.param("bias", zeros, (self.features,), jnp.float32)
         return y + bias.astype(dtype).reshape((1,) * (rank + 1) + (-1,))
+
+    def convolve(self, x: Array, kernel: Array) -> Array:
+        """The convolution with a kernel (spatial..., c / groups, features)."""
+        window = kernel.shape[:-2]
+        strides = extents(self.stride, len(window))
+        if self.groups == 1 and max(window) == 1:
+            return kernels.pointwise(x, kernel, strides)
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            window_strides=strides,
+            padding=[(self.dilation * (k // 2),) * 2 for k in window],
+            rhs_dilation=(self.dilation,) * len(window),
+            dimension_numbers=kernels.dimension_numbers(len(window)),
+            feature_group_count=self.groups,
+        )
 
     def standardize(self, kernel: Array) -> Array:
         """The kernel itself; a subclass may reparameterise it."""

@@ -64,6 +64,33 @@ def test_mean_and_spread(shape, dtype):
     assert_same(lambda x: jnp.square(x - kernels.spread(kernels.mean(x), shape)), x)
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 7, 2), (2, 5, 6, 3), (1, 3, 4, 5, 2), (1, 1, 1, 3)])
+def test_pointwise(shape, strides, dtype):
+    x, kernel = normal(shape, 0, dtype), normal((*(1,) * (len(shape) - 2), shape[-1], 4), 1, dtype)
+    strides = (strides,) * (len(shape) - 2)
+    assert_same(lambda x, kernel: kernels.pointwise(x, kernel, strides), x, kernel)
+    own = jax.jit(lambda x, kernel: kernels.one_tap(x, kernel, strides))(x, kernel)
+    np.testing.assert_allclose(kernels.matrix_of_pixels(x, kernel, strides), own, **FLOAT32)
+
+
+def test_pointwise_has_second_derivatives_and_skips_what_stands_still():
+    x, kernel = normal((2, 4, 4, 3), 0, "float32"), normal((1, 1, 3, 2), 1, "float32")
+
+    def loss(x, kernel):
+        return jnp.sin(kernels.pointwise(x, kernel, (2, 2))).sum()
+
+    def plain(x, kernel):
+        return jnp.sin(kernels.one_tap(x, kernel, (2, 2))).sum()
+
+    for one, other in ((loss, plain),):
+        chex.assert_trees_all_close(
+            jax.hessian(one, 1)(x, kernel), jax.hessian(other, 1)(x, kernel), rtol=1e-4, atol=1e-5
+        )
+    text = str(jax.make_jaxpr(jax.grad(lambda kernel: loss(x, kernel)))(kernel))
+    assert text.count("conv_general_dilated[") == 2  # forward, and elsewhere than on CPUs the kernel's; none for x
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), WINDOWS)
 def test_max_pool(shape, window, strides, padding, ties, dtype):
