@@ -13,7 +13,7 @@ from resnet_jax.train.directory import Dataset
 from resnet_jax.train.job import abstract, prepare
 
 HOME = ROOT / "experiments"
-EXPERIMENTS = sorted(path for path in HOME.rglob("*.py") if path.parent.name != "benchmarks")
+EXPERIMENTS = sorted([HOME / "digits.py", *(HOME / "cifar10").glob("*.py"), *(HOME / "imagenet").glob("*.py")])
 DATASETS = {
     "digits": Dataset(tuple("0123456789"), (8, 8, 1), 1437, ""),
     "cifar10": Dataset(tuple("0123456789"), (32, 32, 3), 50_000, ""),
