@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from resnet_jax.data.source import Source as Source
     from resnet_jax.errors import InputError as InputError
     from resnet_jax.evaluation import evaluate_run as evaluate_run
+    from resnet_jax.explain import explain_images as explain_images
+    from resnet_jax.explain import grad_cam as grad_cam
     from resnet_jax.fitting import fit as fit
     from resnet_jax.model.blocks import BasicBlock as BasicBlock
     from resnet_jax.model.blocks import Bottleneck as Bottleneck
@@ -56,7 +58,9 @@ _HOMES = {
     "create": "weights.load",
     "eval_step": "train.step",
     "evaluate_run": "evaluation",
+    "explain_images": "explain",
     "fit": "fitting",
+    "grad_cam": "explain",
     "load_recipe": "recipe",
     "load_run": "train.checkpoint",
     "predict_images": "predict",

@@ -71,8 +71,7 @@ def data(sources: Sources, split: str) -> list[Finding]:
                 not rare,
             )
         )
-    height, width, channels = sources.dataset.image_shape
-    return [*findings, Finding("image size", f"{height} x {width} x {channels}")]
+    return [*findings, Finding("image size", " x ".join(map(str, sources.dataset.image_shape)))]
 
 
 def class_counts(source: Source) -> np.ndarray:

@@ -8,7 +8,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.train.evaluate import Metrics, make_evaluate
 from resnet_jax.train.feed import supply
 from resnet_jax.train.habits import Feeding
-from resnet_jax.train.job import Job, fit_of
+from resnet_jax.train.job import Job, fit_of, require_kind
 from resnet_jax.train.which import Which
 from resnet_jax.trained import is_run, open_trained
 from resnet_jax.weights.like import Like
@@ -49,6 +49,7 @@ def _require_same_data(run: Path | str, job: Job, source: Source) -> None:
     name, shape = job.recipe.data.name, source.read(0).image.shape
     if is_run(run) and (source.classes, shape) != (job.dataset.classes, job.dataset.image_shape):
         raise InputError(f"{run}: trained on other classes or sizes than {name} has now (see dataset.json there)")
+    require_kind(job.recipe, job.model, shape)
     known, channels = len(job.dataset.classes), job.dataset.image_shape[-1]
     if (len(source.classes), shape[-1]) != (known, channels):
         raise InputError(

@@ -14,7 +14,8 @@ from resnet_jax.backend import compiler_options
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.decode import decode, resize_crop
 from resnet_jax.errors import InputError
-from resnet_jax.train.job import fit_of
+from resnet_jax.train.job import Job, fit_of
+from resnet_jax.train.state import TrainState
 from resnet_jax.train.which import Which
 from resnet_jax.trained import open_trained
 from resnet_jax.weights.like import Like
@@ -50,28 +51,38 @@ def predict_images(
     An image is scaled to cover the size that the network was trained on, and its centre taken; `like` says how where
     weights do not. Raises InputError, before anything is computed, where run, weights or an image cannot be read.
     """
+    job, state = open_trained(str(where), like, which, devices=1)
+    pixels = read_images(job, images, top)
+    ask = jax.jit(partial(answers, job, state), compiler_options=compiler_options())
+    chunks = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
+    rows = np.concatenate([np.asarray(ask(chunk)) for chunk in chunks])
+    return [likeliest(job, path, row, top) for path, row in zip(images, rows, strict=True)]
+
+
+def read_images(job: Job, images: Sequence[Path], top: int) -> np.ndarray:
+    """Image files as a network takes them, uint8 (n, h, w, c); raises InputError where it or a file is of no use."""
     if top < 1:
         raise InputError(f"--top is {top}; it must be positive")
     if not images:
         raise InputError("no image is named; give at least one file")
-    job, state = open_trained(str(where), like, which, devices=1)
-    height, width, channels = job.dataset.image_shape
-    fit = fit_of(job.recipe.data)
-    pixels = np.stack(
+    shape, fit = job.dataset.image_shape, fit_of(job.recipe.data)
+    if len(shape) != 3:
+        taken = " x ".join(map(str, shape))
+        raise InputError(f"{job.recipe.model.name} takes {taken} and no image files; use load_run and model.apply")
+    height, width, channels = shape
+    return np.stack(
         [resize_crop(decode(path, channels), height, width, fit.crop, fit.interpolation) for path in images]
     )
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
 
-    @partial(jax.jit, compiler_options=compiler_options())
-    def probabilities(images: Array) -> Array:
-        data = job.recipe.data
-        logits = job.model.apply(variables, normalize(images, data.mean, data.std), train=False)
-        return _ANSWERS[job.recipe.loss.name](jnp.asarray(logits))
 
-    chunks = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
-    rows = np.concatenate([np.asarray(probabilities(chunk)) for chunk in chunks])
-    best = np.argsort(-rows, axis=1, kind="stable")[:, :top]
-    return [
-        Prediction(path, tuple(job.dataset.classes[i] for i in order), tuple(float(row[i]) for i in order))
-        for path, row, order in zip(images, rows, best, strict=True)
-    ]
+def answers(job: Job, state: TrainState, images: Array) -> Array:
+    """What a network says of uint8 (b, h, w, c): probabilities or outputs, float32 (b, k)."""
+    data, variables = job.recipe.data, {"params": state.params, "batch_stats": state.batch_stats}
+    logits = job.model.apply(variables, normalize(images, data.mean, data.std), train=False)
+    return _ANSWERS[job.recipe.loss.name](jnp.asarray(logits))
+
+
+def likeliest(job: Job, image: Path, answer: np.ndarray, top: int) -> Prediction:
+    """The `top` of the answers (k,) on an image, with their names."""
+    order = np.argsort(-answer, kind="stable")[:top]
+    return Prediction(image, tuple(job.dataset.classes[i] for i in order), tuple(float(answer[i]) for i in order))

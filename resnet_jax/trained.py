@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from resnet_jax.data.datasets import takes_fit
 from resnet_jax.errors import InputError, unknown
 from resnet_jax.model.zoo import MODELS
-from resnet_jax.recipe import Data, Model, Recipe, check
+from resnet_jax.recipe import Augment, Data, Model, Recipe, check
 from resnet_jax.train.checkpoint import load_run
 from resnet_jax.train.devices import replicate
 from resnet_jax.train.directory import Dataset
@@ -63,11 +63,11 @@ def _open_weights(where: str, like: Like, data_dir: Path, devices: int | None) -
     if classes is None:
         raise InputError(f"{file}: has no head, and so no classes; start a training from it with model.pretrained")
     data, size = _data(where, like, entry), like.size or (entry and entry.preprocessing.size)
-    shape = (size, size) if size else MODELS[name].input_shape
+    shape = (size, size) if size else MODELS[name].input_shape[:-1]
     names = class_names(classes, entry.tag if entry else "")
     channels = count_channels(MODELS[name], tensors) or 3
-    dataset = Dataset(names, (shape[0], shape[1], channels), train_size=1, data_dir=str(data_dir))
-    job = prepare(check(Recipe(model=Model(name=name), data=data)), dataset, devices)
+    dataset = Dataset(names, (*shape, channels), train_size=1, data_dir=str(data_dir))
+    job = prepare(check(Recipe(model=Model(name=name), data=data, augment=Augment(pad=0))), dataset, devices)
     variables = fit(job.model.clone(input_shape=dataset.image_shape), tensors, file).variables
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())
     return job, replicate(state, job.mesh)

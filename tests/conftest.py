@@ -1,9 +1,12 @@
 """Strict settings for all tests, eight virtual devices, and where the real data is."""
 
+import importlib.util
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 # Before jax is imported, here and in every process that a test starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -40,6 +43,25 @@ def real_data() -> Path:
     if not (folder / "make_cifar10.py").is_file():
         pytest.skip(f"no real data under {folder}; name it with RESNET_JAX_TEST_DATA")
     return folder
+
+
+@pytest.fixture
+def script() -> Iterator[Callable[..., ModuleType]]:
+    """A function that reads a script below experiments/ as a module; networks that it adds to MODELS are gone again."""
+    before = dict(MODELS)
+
+    def read(*names: str) -> ModuleType:
+        path = ROOT.joinpath("experiments", *names)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    yield read
+    for name in MODELS.keys() - before.keys():
+        del MODELS[name]
 
 
 @pytest.fixture

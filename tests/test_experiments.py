@@ -13,10 +13,12 @@ from resnet_jax.train.directory import Dataset
 from resnet_jax.train.job import abstract, prepare
 
 HOME = ROOT / "experiments"
-EXPERIMENTS = sorted([HOME / "digits.py", *(HOME / "cifar10").glob("*.py"), *(HOME / "imagenet").glob("*.py")])
+RECIPES = ("cifar10", "finetune", "imagenet")  # the other folders hold scripts
+EXPERIMENTS = sorted([HOME / "digits.py", *(path for folder in RECIPES for path in (HOME / folder).glob("*.py"))])
 DATASETS = {
     "digits": Dataset(tuple("0123456789"), (8, 8, 1), 1437, ""),
     "cifar10": Dataset(tuple("0123456789"), (32, 32, 3), 50_000, ""),
+    "folder:hymenoptera": Dataset(("ants", "bees"), (224, 224, 3), 244, ""),
     "folder:imagenet": Dataset(tuple(map(str, range(1000))), (224, 224, 3), 1_281_167, ""),
 }
 

@@ -12,7 +12,11 @@ from resnet_jax.data.source import sources_from_arrays, to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.evaluation import evaluate_run
 from resnet_jax.fitting import fit
-from resnet_jax.recipe import Augment, Data, Loss
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.model.stems import CifarStem
+from resnet_jax.model.zoo import MODELS
+from resnet_jax.recipe import Augment, Data, Loss, Model
+from resnet_jax.train.checkpoint import load_run
 from resnet_jax.train.directory import read_dataset
 from resnet_jax.train.habits import Feeding, Habits
 from resnet_jax.train.run import train_recipe
@@ -127,4 +131,46 @@ def test_a_loss_that_does_not_fit_the_labels(tiny, tmp_path):
     integers = arrays[0], arrays[1][:, 0]
     with pytest.raises(InputError, match="loss.name is multilabel; the labels are classes"):
         fit(replace(tiny, loss=Loss(name="multilabel")), integers, integers, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "gib"),
+    [((9,), (), 2.0), ((9,), (2,), 0.0), ((4, 8, 6), (), 0.0), ((4, 8, 6), (2,), 2.0)],
+)
+def test_sequences_and_video(tiny, tmp_path, monkeypatch, shape, channels, gib):
+    """Trained, read again from the directory, and measured once more: on the devices, and read ahead by threads."""
+    network = ResNet((1, 1), stem=CifarStem, width=4, input_shape=(*shape, 1))
+    monkeypatch.setitem(MODELS, "other", network)
+    labels = np.arange(40) % 3
+    images = np.random.default_rng(0).integers(0, 60, (40, *shape, *channels)) + 80 * labels.reshape(
+        40, *(1,) * len(shape + channels)
+    )
+    recipe = replace(tiny, model=Model(name="other"), augment=Augment(pad=0), steps=30)
+    arrays = images.astype(np.uint8), labels
+    feeding = Feeding(resident_gib=gib, threads=1)
+    result = fit(recipe, arrays, arrays, tmp_path / "run", feeding=feeding, **QUIET)
+    assert result.lines[-1]["test_accuracy"] == 1
+    job, state = load_run(tmp_path / "run", 1)
+    assert job.dataset.image_shape == (*shape, *(channels or (1,)))
+    chex.assert_trees_all_equal(state, result.state)
+
+
+def test_a_kind_of_data_that_the_network_or_an_augmentation_is_not_for(tiny, tmp_path, monkeypatch):
+    line = replace(tiny, model=Model(name="resnet18_1d"), augment=Augment(pad=0))
+    labels = np.arange(6) % 3
+    sequences, images = (np.zeros((6, 8), np.uint8), labels), (np.zeros((6, 8, 8, 1), np.uint8), labels)
+    with pytest.raises(InputError, match=r"train images have shape .6, 8, 8, 1.; give .n, l. or .n, l, c., none of"):
+        fit(line, images, images, tmp_path / "run", **QUIET)
+    with pytest.raises(InputError, match=r"train images have shape .6, 8.; give .n, t, h, w. or .n, t, h, w, c., none"):
+        fit(replace(tiny, model=Model(name="r3d_18")), sequences, sequences, tmp_path / "run", **QUIET)
+    with pytest.raises(InputError, match="model.name is resnet18_1d, for sequences; the data are images"):
+        train_recipe(replace(line, data=Data(name="tiny")), tmp_path / "run", **QUIET)
+    for augment, message in (
+        (Augment(), "augment.pad is 1, for images; the data are sequences: set it to 0"),
+        (Augment(pad=0, flip=True), "augment.flip is True, for images; the data are sequences: set it to False"),
+        (Augment(pad=0, mixup=0.2), "augment.mixup is 0.2, for images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(replace(line, augment=augment), sequences, sequences, tmp_path / "run", **QUIET)
     assert not (tmp_path / "run").exists()

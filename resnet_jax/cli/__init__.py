@@ -12,6 +12,7 @@ from resnet_jax.cache import use_cache
 from resnet_jax.cli.benching import bench
 from resnet_jax.cli.checking import doctor
 from resnet_jax.cli.converting import convert
+from resnet_jax.cli.explaining import explain
 from resnet_jax.cli.look import list_all, summary
 from resnet_jax.cli.preflighting import preflight
 from resnet_jax.cli.preparing import prepare
@@ -25,6 +26,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "train": train,
         "evaluate": evaluate,
         "predict": predict,
+        "explain": explain,
         "convert": convert,
         "prepare": prepare,
         "list": list_all,
@@ -35,7 +37,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     }.items()
 }
 
-_COMPILING = ("train", "evaluate", "predict", "bench")
+_COMPILING = ("train", "evaluate", "predict", "explain", "bench")
 
 
 def usage() -> str:

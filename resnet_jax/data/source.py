@@ -13,6 +13,9 @@ from numpy.typing import ArrayLike
 from resnet_jax.data.decode import Fit, decode, fitted
 from resnet_jax.errors import InputError
 
+# The axes of a sequence, an image and a video, by how many there are besides the channels
+AXES = {1: ("l",), 2: ("h", "w"), 3: ("t", "h", "w")}
+
 
 class MissingSplitError(InputError):
     """A data set that is there, but without this split."""
@@ -21,7 +24,7 @@ class MissingSplitError(InputError):
 class Example(NamedTuple):
     """One image, and its label."""
 
-    image: np.ndarray  # uint8 (h, w, c)
+    image: np.ndarray  # uint8 (h, w, c); in memory also a sequence (l, c) or video (t, h, w, c)
     label: Any  # int, its class; or float32 (k,), where it has several outputs
 
 
@@ -53,11 +56,11 @@ def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:
-    """A source over uint8 images (n, h, w, c) and integer labels (n,), or outputs float32 (n, k)."""
+    """A source over uint8 images (n, spatial..., c) and integer labels (n,), or outputs float32 (n, k)."""
     outputs = labels.ndim == 2 and labels.dtype == np.float32
-    if images.dtype != np.uint8 or images.ndim != 4 or labels.shape[: 1 + (not outputs)] != images.shape[:1]:
+    if images.dtype != np.uint8 or images.ndim < 3 or labels.shape[: 1 + (not outputs)] != images.shape[:1]:
         raise ValueError(
-            "needs uint8 images (n, h, w, c) and integer labels (n,) or float32 (n, k);"
+            "needs uint8 images (n, spatial..., c) and integer labels (n,) or float32 (n, k);"
             f" got {images.dtype} {images.shape}, {labels.dtype} {labels.shape}"
         )
     if outputs:
@@ -105,7 +108,11 @@ def pixels(item: Encoded) -> np.ndarray:
 
 
 def sources_from_arrays(
-    train: tuple[ArrayLike, ArrayLike], test: tuple[ArrayLike, ArrayLike], classes: Sequence[str] | None = None
+    train: tuple[ArrayLike, ArrayLike],
+    test: tuple[ArrayLike, ArrayLike],
+    classes: Sequence[str] | None = None,
+    *,
+    spatial: int = 2,
 ) -> tuple[Source, Source]:
     """The train and test splits of images and labels in memory, as Keras hands them out.
 
@@ -114,8 +121,9 @@ def sources_from_arrays(
             k outputs an image numbers, (n, k), where one output, (n,) or (n, 1), is of floats.
         test: likewise, of the same size.
         classes: names in the order of the labels or outputs; None is their numbers, up to the largest.
+        spatial: axes of an image; 1 is for sequences, (n, l) or (n, l, c), 3 for video, (n, t, h, w) and, at will, c.
     """
-    (x, y), (u, v) = _arrays("train", *train), _arrays("test", *test)
+    (x, y), (u, v) = _arrays("train", *train, spatial), _arrays("test", *test, spatial)
     if x.shape[1:] != u.shape[1:]:
         raise InputError(f"train images are {_by(x.shape[1:])}, test images {_by(u.shape[1:])}; bring them to one size")
     if y.ndim != v.ndim:
@@ -128,14 +136,15 @@ def sources_from_arrays(
     return from_arrays(x, y, names), from_arrays(u, v, names)
 
 
-def _arrays(split: str, images: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, h, w, c), and labels: integers (n,) or float32 (n, k)."""
+def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, spatial..., c), and labels: integers (n,) or float32 (n, k)."""
     x, y = np.asarray(images), np.asarray(labels)
     if x.dtype != np.uint8:
         advice = "give uint8 pixels of 0 to 255 and leave scaling to data.mean and data.std"
         raise InputError(f"{split} images are {x.dtype}; {advice}")
-    if x.ndim not in (3, 4) or 0 in x.shape:
-        raise InputError(f"{split} images have shape {x.shape}; give (n, h, w) or (n, h, w, c), none of them 0")
+    if x.ndim - spatial not in (1, 2) or 0 in x.shape:
+        axes = f"(n, {', '.join(AXES[spatial])}"
+        raise InputError(f"{split} images have shape {x.shape}; give {axes}) or {axes}, c), none of them 0")
     if y.dtype.kind not in "iufb":
         raise InputError(f"{split} labels are {y.dtype}; give integers from 0, one an image, or numbers (n, k)")
     if y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape:
@@ -143,7 +152,7 @@ def _arrays(split: str, images: ArrayLike, labels: ArrayLike) -> tuple[np.ndarra
         raise InputError(f"{split} labels have shape {y.shape} for {len(x):,} images; {advice}")
     one = y.shape[1:] in ((), (1,))
     y = y.reshape(-1) if one and y.dtype.kind in "iu" else y.reshape(len(y), -1).astype(np.float32)
-    return x if x.ndim == 4 else x[..., None], y
+    return x if x.ndim == spatial + 2 else x[..., None], y
 
 
 def _unlike(split: str, outputs: ArrayLike, other: str) -> InputError:
@@ -209,7 +218,7 @@ def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
         part = slice(start, start + rows)
         examples = [source.read(index) for index in range(source.size)[part]]
         for other in {e.image.shape for e in examples} - {shape}:
-            sizes = " and ".join(f"{height} x {width}" for height, width, _ in (shape, other))
+            sizes = " and ".join(_by(s[:-1]) for s in (shape, other))
             raise InputError(f"images of {sizes} pixels; set data.size to bring all to one size")
         np.stack([e.image for e in examples], out=images[part])
         labels[part] = [e.label for e in examples]

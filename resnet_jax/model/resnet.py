@@ -101,6 +101,10 @@ class ResNet(nn.Module):
         """
         return self._evaluate(x, train, head=False)
 
+    def resume(self, x: Array, stage: int) -> Array:
+        """Logits, or pooled features, of the map after a stage, of which 1 is the first, as `features` has it."""
+        return self._evaluate(x, train=False, head=True, done=stage)[-1]
+
     @nn.nowrap
     def stages(self) -> tuple[Stage, ...]:
         """What each stage does; raises InputError for an output stride that cannot be had."""
@@ -121,13 +125,16 @@ class ResNet(nn.Module):
         return tuple(stages)
 
     @nn.compact
-    def _evaluate(self, x: Array, train: bool, head: bool, rows: Array | None = None) -> tuple[Array, ...]:
-        """The map of each stage or, with `head`, logits or pooled features alone."""
+    def _evaluate(
+        self, x: Array, train: bool, head: bool, rows: Array | None = None, done: int = 0
+    ) -> tuple[Array, ...]:
+        """The map of each stage or, with `head`, logits or pooled features alone; x is past `done` stages already."""
         conv, norm, drop = self._builders(train, rows)
-        x = self.stem(self.stem_features or self.width, conv, norm, self.act, self.antialias, name="stem")(x)
+        if not done:
+            x = self.stem(self.stem_features or self.width, conv, norm, self.act, self.antialias, name="stem")(x)
         images = tuple(range(1, x.ndim))  # drop_path draws once for all axes but the batch
-        maps, blocks, steps = [], 0, max(sum(self.depths) - 1, 1)
-        for number, stage in enumerate(self.stages(), 1):
+        maps, blocks, steps = [x], sum(self.depths[:done]), max(sum(self.depths) - 1, 1)
+        for number, stage in list(enumerate(self.stages(), 1))[done:]:
             for index in range(stage.depth):
                 x = self.block(
                     stage.features,
@@ -147,10 +154,10 @@ class ResNet(nn.Module):
                 )(x)
                 blocks += 1
             maps.append(x)
-        if self.block.preactivation:
+        if self.block.preactivation and done < len(self.depths):
             maps[-1] = self.act(norm(name="norm")(x))
         if not head:
-            return tuple(maps)
+            return tuple(maps[1:])
         x = maps[-1].astype(jnp.promote_types(x.dtype, jnp.float32))
         x = drop(self.head_dropout)(self.pool(x))
         if self.num_classes:  # N(0, 0.01): Goyal et al. 2017, section 5.1

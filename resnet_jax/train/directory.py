@@ -27,7 +27,7 @@ class Dataset:
     """What prediction has to know of the data set, which may not be at hand by then."""
 
     classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (h, w, c)
+    image_shape: tuple[int, ...]  # (h, w, c); of sequences (l, c), of video (t, h, w, c)
     train_size: int
     data_dir: str
 
@@ -51,10 +51,9 @@ def read_dataset(run: Path) -> Dataset:
     path = run / "dataset.json"
     try:
         values = json.loads(path.read_text())
-        height, width, channels = (int(length) for length in values["image_shape"])
-        if min(height, width, channels, values["train_size"]) < 1 or not values["classes"]:
+        shape = tuple(int(length) for length in values["image_shape"])
+        if min(*shape, values["train_size"]) < 1 or len(shape) not in (2, 3, 4) or not values["classes"]:
             raise ValueError("sizes must be positive")
-        shape = (height, width, channels)
         return Dataset(tuple(values["classes"]), shape, values["train_size"], values["data_dir"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: missing or damaged; train again to write it") from error

@@ -16,7 +16,7 @@ from resnet_jax.data.decode import Fit
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
 from resnet_jax.model.resnet import ResNet
-from resnet_jax.recipe import Data, Recipe, in_steps, total_steps
+from resnet_jax.recipe import Augment, Data, Recipe, fields_of, in_steps, total_steps
 from resnet_jax.train.devices import data_mesh, replicated, split, spread
 from resnet_jax.train.directory import Dataset
 from resnet_jax.train.feed import Item, batch_of
@@ -31,6 +31,8 @@ from resnet_jax.train.sweep import make_sweep, unit_of
 from resnet_jax.weights.load import Loaded, Variables, load
 
 Shard = Literal["nothing", "params"]
+
+_KINDS = {2: "sequences", 3: "images", 4: "video"}  # by the axes of an example
 
 _QUICKLY = {"xla_backend_optimization_level": 1}  # for what runs once; compiling takes a third less
 
@@ -77,13 +79,13 @@ def open_sources(recipe: Recipe, data_dir: Path, splits: tuple[Source, Source] |
         train, held = (open_split(data.name, name, data_dir, data.validation, fit_of(data)) for name in names)
     else:
         train, held = (hold_out(splits[name == "test"], name, data.validation, data.name) for name in names)
-    height, width, channels = shape = train.read(0).image.shape
+    shape = train.read(0).image.shape
     if held.read(0).image.shape != shape:
         raise InputError(f"{data.name}: the splits have images of different sizes; set data.size to bring all to one")
     for source in (train, held):
         require_labels_fit(recipe.loss, source)
     home = found_in(data.name, data_dir).absolute()  # where the run will be evaluated, from whatever directory
-    dataset = Dataset(train.classes, (height, width, channels), train.size, str(home))
+    dataset = Dataset(train.classes, shape, train.size, str(home))
     return Sources(train, held, dataset)
 
 
@@ -99,6 +101,7 @@ def prepare(
         if len(values) not in (1, channels):
             raise InputError(f"{name} has {len(values)} numbers; {recipe.data.name} has {channels} channels")
     model, schedule = build_model(recipe.model, len(dataset.classes)), learning_rate(recipe, dataset.train_size)
+    require_kind(recipe, model, dataset.image_shape)
     return Job(
         recipe=recipe,
         dataset=dataset,
@@ -113,6 +116,19 @@ def prepare(
         accumulate=accumulate,
         shard=shard,
     )
+
+
+def require_kind(recipe: Recipe, model: ResNet, shape: tuple[int, ...]) -> None:
+    """Raises InputError where the network, or an augmentation, is for another kind of data."""
+    wanted, given = (_KINDS[len(s)] for s in (model.input_shape, shape))
+    if wanted != given:
+        raise InputError(f"model.name is {recipe.model.name}, for {wanted}; the data are {given}: take another network")
+    if given == "images":
+        return
+    plain = dict(fields_of(Augment(pad=0, repeats=recipe.augment.repeats)))
+    for name, value in fields_of(recipe.augment):
+        if value != plain[name]:
+            raise InputError(f"augment.{name} is {value}, for images; the data are {given}: set it to {plain[name]}")
 
 
 def abstract_params(model: ResNet, dataset: Dataset) -> dict:

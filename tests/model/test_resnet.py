@@ -91,6 +91,32 @@ def test_stages_of_known_networks():
     assert [s.stride for s in dilated] == [1, 2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("fields", "shape"),
+    [
+        ({}, (9, 8)),
+        ({"block": Bottleneck, "output_stride": 2}, (8, 8)),
+        ({"block": PreActBasicBlock, "stem": PreActCifarStem}, (9, 8)),
+        ({}, (11,)),
+        ({"num_classes": 0}, (4, 6, 5)),
+    ],
+    ids=["post", "dilated", "pre", "sequence", "video without a head"],
+)
+def test_resumed_from_the_map_of_any_stage_it_ends_the_same(fields, shape):
+    model, x = small(1, 2, 1, **fields), images(2, *shape, 2)
+    v = variables(model, x)
+
+    @jit
+    def both(v):
+        maps = model.apply(v, x, method="features")
+        return model.apply(v, x), [model.apply(v, m, n, method="resume") for n, m in enumerate(maps, 1)]
+
+    whole, resumed = both(v)
+    assert len(resumed) == 3
+    for logits in resumed:
+        np.testing.assert_allclose(logits, whole, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("output_stride", [3, 0, -8, 2, 12, 64])
 def test_output_strides_that_cannot_be_had(output_stride):
     model = MODELS["resnet50"].clone(output_stride=output_stride)

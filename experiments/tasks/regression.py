@@ -1,0 +1,86 @@
+"""Regression: by how many degrees a digit is turned, with the mean squared error as loss.
+
+    python experiments/tasks/regression.py
+
+Real digits, turned by a random angle of up to 60 degrees either way; the test digits are in no training image. People
+write at a slant, so there is an error that no network can avoid.
+
+Measured: off by 6.5 degrees, root mean square (34.5 by always saying 0), in 41 s from start to end on two shared CPU
+cores.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from resnet_jax import compiler_options, fit, load_run
+from resnet_jax.data.datasets import digits
+from resnet_jax.data.source import Source, to_arrays
+from resnet_jax.predict import answers
+from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
+from resnet_jax.train.run import Result
+
+MOST, UNIT, SIDE = 60, 30, 16  # degrees; degrees for 1 of the network's output; pixels
+recipe = Recipe(
+    model=Model(name="resnet20"),
+    data=Data(mean=(0.25,), std=(0.33,)),
+    augment=Augment(pad=1),
+    loss=Loss(name="mean_squared_error"),
+    optimizer=Optimizer(lr=0.005),
+    schedule=Schedule(name="cosine", warmup=2),
+    batch_size=64,
+    epochs=14,
+)
+
+
+def turned(split: Source, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """All digits of a split, turned: uint8 (n, h, w), and the angles float32 (n,) in units of 30 degrees."""
+    images, _ = to_arrays(split)
+    angles = np.random.default_rng(seed).uniform(-MOST, MOST, len(images))
+    bilinear = Image.Resampling.BILINEAR
+    seen = [
+        Image.fromarray(image[..., 0]).resize((SIDE, SIDE), bilinear).rotate(angle, bilinear)
+        for image, angle in zip(images, angles, strict=True)
+    ]
+    return np.stack([np.asarray(image) for image in seen]), (angles / UNIT).astype(np.float32)
+
+
+def run(out: Path, **options: Any) -> Result:
+    """Trains on the 1,437 training digits, and measures on the other 360."""
+    train, test = (turned(digits(split, Path()), seed) for seed, split in enumerate(("train", "test")))
+    return fit(recipe, train, test, out, classes=("angle",), **options)
+
+
+def draw(out: Path, path: Path) -> None:
+    """Writes a picture of the angles that a run tells, over the true ones, of the test digits."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    images, angles = turned(digits("test", Path()), 1)
+    told = jax.jit(partial(answers, *load_run(out, 1)), compiler_options=compiler_options())(images[..., None])
+    figure = Figure(figsize=(4.2, 4.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot([-MOST, MOST], [-MOST, MOST], color="#e4572e", lw=1)
+    axes.scatter(UNIT * angles, UNIT * np.asarray(told)[:, 0], s=14, color="#4c78a8", alpha=0.6, lw=0)
+    ticks = range(-MOST, MOST + 1, 30)
+    axes.set(xlabel="true angle (degrees)", ylabel="answer", aspect="equal", xticks=ticks, yticks=ticks)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tasks/regression"))
+    folder = parser.parse_args().out
+    line = run(folder).lines[-1]
+    error, seconds = UNIT * line["test_loss"] ** 0.5, line["seconds"]
+    print(f"off by {error:.1f} degrees (root mean square), {seconds:.0f} s of training")
+    draw(folder, folder / "angles.png")
+    print(f"picture: {folder / 'angles.png'}")

@@ -1,0 +1,194 @@
+"""Grad-CAM: its formula where it can be written down, the pixels that a map speaks of, and the command."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.backend import compiler_options
+from resnet_jax.cli import main
+from resnet_jax.explain import explain_images, grad_cam
+from resnet_jax.fitting import fit
+from resnet_jax.model.blocks import Bottleneck, PreActBasicBlock
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.model.stems import CifarStem, PreActCifarStem
+from resnet_jax.model.zoo import MODELS
+from resnet_jax.predict import predict_images
+from resnet_jax.recipe import Augment, Model, to_json
+
+
+def network(**fields):
+    return ResNet((1, 1), **{"stem": CifarStem, "width": 4, "num_classes": 3, **fields})
+
+
+def drawn(model, x):
+    """Random parameters and statistics; of a head large enough to say something."""
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        if path[-1].key in ("var", "scale"):
+            return random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        return random.normal(scale=0.3, size=leaf.shape).astype(np.float32)
+
+    return jax.tree.map_with_path(draw, jax.eval_shape(model.init, jax.random.key(0), x))
+
+
+def images(*shape):
+    return jax.random.normal(jax.random.key(1), shape)
+
+
+def jitted(function):
+    return jax.jit(function, compiler_options=compiler_options())
+
+
+BLOCKS = [{}, {"block": Bottleneck}, {"block": PreActBasicBlock, "stem": PreActCifarStem}]
+
+
+@pytest.mark.parametrize("fields", BLOCKS, ids=["basic", "bottleneck", "preactivation"])
+def test_of_a_mean_and_a_linear_head_it_is_the_map_of_class_activations(fields):
+    """CAM (Zhou et al. 2016), by hand: maps times the weights of the head, ReLU, and stretched from cell to cell."""
+    model, x, classes = network(**fields), images(3, 8, 8, 2), jnp.array([2, 0, 1])
+    v = drawn(model, x)
+    heat = jitted(lambda v: grad_cam(model, v, x, classes))(v)
+    maps = np.asarray(model.apply(v, x, method="features")[-1])
+    weights = np.asarray(v["params"]["head"]["kernel"])[:, classes]
+    cam = np.maximum(np.einsum("bhwc,cb->bhw", maps, weights), 0)
+    assert (cam.max((1, 2)) > 0).all()
+    cam = cam / cam.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(heat[:, ::2, ::2], cam, atol=1e-5)  # a cell for every second pixel
+    np.testing.assert_allclose(heat[:, 1:-2:2, ::2], (cam[:, 1:] + cam[:, :-1]) / 2, atol=1e-5)
+    np.testing.assert_array_equal(heat[:, -1], heat[:, -2])  # nothing lies beyond the last cell
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_earlier_stage_is_weighted_by_the_slope_of_the_logit(stage):
+    """Equation 1 by finite differences: what the logit gains by a little more of a channel everywhere."""
+    with jax.enable_x64(True):
+        model, x = network(), jnp.asarray(images(1, 8, 8, 2), jnp.float64)
+        v = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), drawn(model, x))
+        maps = model.apply(v, x, method="features")[stage - 1]
+        cells, step = maps.shape[1] * maps.shape[2], 1e-6
+        ones = jnp.eye(maps.shape[-1])[:, None, None, None]
+        more = jnp.concatenate([maps + s * step * one for one in ones for s in (1, -1)])
+        logits = model.apply(v, more, stage, method="resume")
+        slopes = (logits[::2] - logits[1::2]) / (2 * step * cells)
+        expected = np.moveaxis(np.maximum(maps[0] @ slopes, 0), -1, 0)
+        heat = grad_cam(model, v, jnp.repeat(x, 3, axis=0), jnp.arange(3), stage)[:, ::stage, ::stage]
+    assert expected.any((1, 2)).sum() >= 2
+    for one, by_hand in zip(heat, expected, strict=True):
+        np.testing.assert_allclose(one, by_hand / (by_hand.max() or 1), atol=1e-4)
+
+
+def test_without_classes_it_is_of_the_likeliest():
+    model, x = network(), images(16, 8, 8, 2)
+    v = drawn(model, x)
+    v["params"]["head"]["bias"] -= np.asarray(model.apply(v, x).mean(0))
+    likeliest = model.apply(v, x).argmax(-1)
+    assert len(set(likeliest.tolist())) > 1
+    np.testing.assert_array_equal(grad_cam(model, v, x), grad_cam(model, v, x, likeliest))
+    assert not np.allclose(grad_cam(model, v, x), grad_cam(model, v, x, (likeliest + 1) % 3))
+
+
+@pytest.mark.parametrize("shape", [(9, 13), (1, 1), (11,), (3, 6, 5)])
+def test_it_is_as_large_as_the_image_whatever_its_size(shape):
+    model, x = network(), images(2, *shape, 3)
+    heat = grad_cam(model, drawn(model, x), x)
+    assert heat.shape == (2, *shape)
+    assert heat.dtype == jnp.float32
+    assert float(heat.min()) >= 0
+    for one in heat:
+        assert float(one.max()) == pytest.approx(1) or not one.any()  # which is where nothing speaks for the class
+
+
+def test_a_cell_lies_on_the_pixels_that_it_sees():
+    """The middle cell of the last map of a ResNet-18, at stride 32, hangs on the pixels around 32 times its number."""
+    model, x = MODELS["resnet18"].clone(depths=(1, 1, 1, 1), width=8), images(1, 224, 224, 3)
+    v = drawn(model, x)
+    middle = 3
+
+    def cell(x):
+        return (model.apply(v, x, method="features")[-1][0, middle, middle] ** 2).sum()
+
+    weight = np.square(np.asarray(jitted(jax.grad(cell))(x))).sum((0, 2, 3))
+    centre = (weight * np.arange(224)).sum() / weight.sum()
+    assert abs(centre - 32 * middle) < 5  # and not 32 * (middle + 1 / 2)
+
+
+# The command
+
+
+@pytest.fixture
+def run(tiny, tmp_path, monkeypatch, capsys):
+    """A trained tiny run, and an image of each of its classes."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.json").write_text(to_json(tiny))
+    assert main(["train", "recipe.json", "--devices", "1", "--steps", "30", "--out", "run"]) == 0
+    rng = np.random.default_rng(0)
+    for number, name in enumerate("abc"):
+        Image.fromarray(rng.integers(50 * number, 50 * number + 100, (8, 8), np.uint8)).save(f"{name}.png")
+    capsys.readouterr()
+    return Path("run")
+
+
+def test_the_command_writes_a_picture_and_says_what_is_in_it(run, capsys):
+    assert main(["explain", "run", "a.png", "c.png", "--top", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == "where it sees the likeliest class, in 4 x 4 cells: explanation.png"
+    assert out.count("%") == 4
+    with Image.open("explanation.png") as picture:
+        assert picture.height > picture.width  # two rows
+    assert main(["explain", "run", "a.png", "--class", "b", "--stage", "1", "--out", "b.png"]) == 0
+    assert "where it sees b, in 8 x 8 cells: b.png" in capsys.readouterr().out
+    with Image.open("b.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_it_says_what_predict_says(run):
+    paths = [Path("a.png"), Path("b.png")]
+    found = explain_images(run, paths, top=3)
+    for explanation, predicted in zip(found, predict_images(run, paths, top=3), strict=True):
+        assert explanation.prediction.classes == predicted.classes
+        np.testing.assert_allclose(explanation.prediction.probabilities, predicted.probabilities, rtol=1e-4)
+        assert (explanation.name, explanation.answer) == (predicted.classes[0], explanation.prediction.probabilities[0])
+        assert explanation.heat.shape == explanation.pixels.shape[:2] == (8, 8)
+    named = explain_images(run, paths, "c")
+    assert [e.name for e in named] == ["c", "c"]
+    assert named[0].answer < 0.5
+
+
+def test_wrong_use_is_one_line_and_exit_code_two(run, capsys):
+    for words, message in (
+        (["nowhere", "a.png"], "nowhere: no such run or weights"),
+        (["run", "gone.png"], "gone.png: no such image file"),
+        (["run", "recipe.json"], "recipe.json: not an image"),
+        (["run", "a.png", "--class", "zebra"], "unknown class 'zebra'; it is one of 3, such as a, b, c"),
+        (["run", "a.png", "--class", "cc"], "unknown class 'cc'; nearest: c"),
+        (["run", "a.png", "--stage", "3"], "--stage is 3; tiny has stages 1 to 2"),
+        (["run", "a.png", "--stage", "0"], "--stage is 0; tiny has stages 1 to 2"),
+        (["run", "a.png", "--top", "0"], "--top is 0; it must be positive"),
+        (["run"], "no image is named"),
+        (["run", "a.png", "--out", "no/x.png"], "no/x.png: cannot be written"),
+        (["run", "a.png", "--size", "3"], "a run has its own network, data and preprocessing; leave --size out"),
+    ):
+        assert main(["explain", *words]) == 2, words
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1
+    assert not Path("explanation.png").exists()
+
+
+@pytest.mark.parametrize("verb", ["predict", "explain"])
+def test_a_network_of_sequences_takes_no_image(tiny, tmp_path, monkeypatch, capsys, verb):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(MODELS, "line", ResNet((1, 1), width=4, stem=CifarStem, input_shape=(8, 1)))
+    recipe = replace(tiny, model=Model(name="line"), augment=Augment(pad=0), steps=2)
+    arrays = np.zeros((16, 8), np.uint8), np.arange(16) % 3
+    fit(recipe, arrays, arrays, Path("run"), devices=1)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("a.png")
+    capsys.readouterr()
+    assert main([verb, "run", "a.png"]) == 2
+    assert capsys.readouterr().err == "resnet-jax: line takes 8 x 1 and no image files; use load_run and model.apply\n"
