@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from resnet_jax.summary import summarize as summarize
     from resnet_jax.train.checkpoint import load_run as load_run
     from resnet_jax.train.run import train_recipe as train_recipe
+    from resnet_jax.train.seeds import train_seeds as train_seeds
     from resnet_jax.train.state import TrainState as TrainState
     from resnet_jax.train.step import eval_step as eval_step
     from resnet_jax.train.step import train_step as train_step
@@ -66,6 +67,7 @@ _HOMES = {
     "predict_images": "predict",
     "summarize": "summary",
     "train_recipe": "train.run",
+    "train_seeds": "train.seeds",
     "train_step": "train.step",
 }
 __all__ = sorted(_HOMES)

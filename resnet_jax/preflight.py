@@ -24,7 +24,7 @@ from resnet_jax.model.zoo import published
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.summary import totals
 from resnet_jax.train.compiled import Collective, collectives, memory_traffic
-from resnet_jax.train.devices import mesh_of, split
+from resnet_jax.train.devices import mesh_of, replicated, split
 from resnet_jax.train.directory import Dataset
 from resnet_jax.train.job import Job, Shard, abstract, make_advance, open_sources, prepare
 from resnet_jax.train.sweep import require_parts, unit_of
@@ -108,7 +108,8 @@ def preflight(
     job = job._replace(mesh=mesh_of(describe(topology)))
     size = max(recipe.augment.sizes, default=None)
     start = time.perf_counter()
-    lowered = make_advance(job, size).lower(*abstract(job), abstract_batch(job), None)
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated(job.mesh))
+    lowered = make_advance(job, size).lower(*abstract(job), abstract_batch(job), key, None)
     report = Report(topology, chips, recipe.batch_size, "", 0.0, chip.memory)
     try:
         compiled = lowered.compile()

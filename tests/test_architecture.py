@@ -76,6 +76,7 @@ def test_public_names():
         "predict_images",
         "summarize",
         "train_recipe",
+        "train_seeds",
         "train_step",
     ]
     for name in resnet_jax.__all__:

@@ -33,7 +33,7 @@ from resnet_jax.hosts import Hosts, join
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule, load_recipe, to_json
 from resnet_jax.train.devices import mesh_of, place
 from resnet_jax.train.feed import supply, training_items
-from resnet_jax.train.job import initial, make_advance, open_sources, prepare, shardings
+from resnet_jax.train.job import initial, make_advance, open_sources, prepare, shardings, step_key
 
 # Eight images a group, so that eight devices hold whole groups of a batch of 256 in four parts; and all that is random.
 RECIPE = Recipe(
@@ -80,9 +80,9 @@ def train(
         if nudge:
             params = jax.tree.map(lambda x: x * (1 + jnp.finfo(x.dtype).eps), state.params)
             state = state.replace(params=params)
-        data, advance = supply(sources.train, job.mesh), make_advance(job)
+        data, advance, key = supply(sources.train, job.mesh), make_advance(job), step_key(job)
         for item in training_items(data, recipe.seed, recipe.batch_size, range(job.steps)):
-            state, sums, _ = advance(state, sums, item, None)
+            state, sums, _ = advance(state, sums, item, key, None)
         leaves = jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats, state.ema))
         return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -23,7 +23,7 @@ from resnet_jax.train.devices import replicate, require_even_split
 from resnet_jax.train.evaluate import make_add
 from resnet_jax.train.feed import Item, evaluation_items, supply, training_items
 from resnet_jax.train.habits import Feeding
-from resnet_jax.train.job import Job, Sources, initial, open_sources, prepare, train_size_at
+from resnet_jax.train.job import Job, Sources, initial, open_sources, prepare, step_key, train_size_at
 from resnet_jax.train.preprocess import original_crop
 from resnet_jax.train.step import zero_sums
 
@@ -156,12 +156,12 @@ def _training(name: str, job: Job, sources: Sources, feeding: Feeding, had: int)
     recipe = job.recipe
     data = supply(sources.train, job.mesh, feeding, None, original_crop(recipe, sources.train))
     items = training_items(data, recipe.seed, recipe.batch_size, range(10**9), recipe.augment.repeats)
-    (state, sums), first = initial(job), next(items)
+    (state, sums), first, key = initial(job), next(items), step_key(job)
     size = train_size_at(recipe, job.dataset.train_size, 0)
-    (step, _), *seconds = cold_and_warm(lambda: compile_within(job, [1], size, (state, sums, first, None)))
+    (step, _), *seconds = cold_and_warm(lambda: compile_within(job, [1], size, (state, sums, first, key, None)))
 
     def call(carried: Any, item: Item) -> tuple[Any, Any]:
-        state, sums, told = step(*carried, item, None)
+        state, sums, told = step(*carried, item, key, None)
         return (state, sums), told
 
     shape = job.dataset.image_shape if size is None else (size, size, job.dataset.image_shape[-1])

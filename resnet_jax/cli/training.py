@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rich.markup import escape
 from rich.table import Table
 
+from resnet_jax.cli.seeding import parse_seeds, report_seeds
 from resnet_jax.cli.tables import plain_table, show
 from resnet_jax.errors import InputError
 from resnet_jax.hosts import Hosts, join
@@ -41,13 +42,20 @@ class TrainOptions:
     """Parts into which a batch is cut, one after the other, for less memory; auto takes as few as it can."""
     shard: Literal["nothing", "params"] = "nothing"
     """What is spread over the devices, and gathered for each step, in place of being on each of them."""
+    seeds: tuple[str, ...] = ()
+    """Seeds to train with, START:STOP as in Python or one by one; their runs are OUT/seed0, OUT/seed1, ..."""
+    side_by_side: Literal["auto", "devices", "vmap", "none"] = "auto"
+    """How several seeds are trained: each on devices of its own, in one program, one after the other, or what is
+    fastest."""
     on_bad_image: Literal["replace", "fail"] = "replace"
     """What happens where a training image cannot be read: the next takes its place, or the run stops at once."""
 
 
 def train(words: list[str]) -> int:
-    """train a recipe, or go on with a run: train [RECIPE.py | RUN] [--field value ...] [--out DIR]"""
+    """train a recipe, or go on with a run: train [RECIPE.py | RUN] [--field value ...] [--seeds 0:5] [--out DIR]"""
     path, recipe, options, habits, feeding, hosts = _parsed(words)
+    if options.seeds:
+        return _train_seeds(path, recipe, parse_seeds(options.seeds), options, habits, feeding, hosts)
     join(hosts)
 
     import jax
@@ -60,19 +68,56 @@ def train(words: list[str]) -> int:
     if out is None and jax.process_count() > 1:
         raise InputError("several hosts write to one directory that all of them see; name it with --out")
     out = out or free_run(Path("runs") / (path.stem if path else recipe.data.name), recipe)
-    result = train_recipe(
-        recipe,
-        out,
-        data_dir=options.data_dir or default_data_dir(),
-        devices=options.devices,
-        accumulate=options.accumulate,
-        shard=options.shard,
-        habits=habits,
-        feeding=feeding,
-    )
+    result = train_recipe(recipe, out, **_how(options, habits, feeding))
     if on_first_host():
         _report(result, recipe, habits, out)
     return 128 + result.signal if result.signal else 0
+
+
+def _how(options: TrainOptions, habits: Habits, feeding: Feeding) -> dict[str, Any]:
+    """What one run and those of several seeds are given alike."""
+    return {
+        "data_dir": options.data_dir or default_data_dir(),
+        "devices": options.devices,
+        "accumulate": options.accumulate,
+        "shard": options.shard,
+        "habits": habits,
+        "feeding": feeding,
+    }
+
+
+def _train_seeds(
+    path: Path | None,
+    recipe: Recipe,
+    seeds: list[int],
+    options: TrainOptions,
+    habits: Habits,
+    feeding: Feeding,
+    hosts: Hosts,
+) -> int:
+    """`train` for several seeds; raises the first error that stopped one, after the others have ended."""
+    if options.out is None and path is not None and path.is_dir():
+        raise InputError(f"{path}: is one run; name a directory for those of the --seeds with --out")
+    join(hosts)
+
+    import jax
+
+    from resnet_jax.train.devices import on_first_host
+    from resnet_jax.train.seeds import free_folder, train_each
+
+    if options.out is None and jax.process_count() > 1:
+        raise InputError("several hosts write to one directory that all of them see; name it with --out")
+    stem = Path("runs") / f"{path.stem if path else recipe.data.name}-seeds"
+    out = options.out or free_folder(stem, recipe, seeds)
+    ended = train_each(recipe, seeds, out, side_by_side=options.side_by_side, **_how(options, habits, feeding))
+    if on_first_host():
+        report_seeds(ended, seeds, recipe, out)
+    if signal := max(getattr(end, "signal", 0) for end in ended.values()):
+        return 128 + signal
+    for end in ended.values():
+        if isinstance(end, Exception):
+            raise end
+    return 0
 
 
 def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, Habits, Feeding, Hosts]:
@@ -87,6 +132,11 @@ def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, Habits
     recipe, options, habits, feeding, hosts = parse(
         kind, rest, prog="resnet-jax train", description=train.__doc__ or "", default=default
     )
+    given = {word.split("=")[0] for word in rest}
+    if {"--seed", "--seeds"} <= given:
+        raise InputError("--seed and --seeds are given; name the seeds with one of them")
+    if "--seeds" in given and not options.seeds:
+        raise InputError("--seeds names none; give START:STOP, such as 0:5, or seeds such as 0 3 7")
     if options.on_bad_image == "fail":
         habits = replace(habits, max_bad_images=0.0)
     recipe = unset_other_length(recipe, base, rest)

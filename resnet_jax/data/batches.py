@@ -21,7 +21,7 @@ class Batch(NamedTuple):
     rows: ArrayLike | None = None  # (b,) uint32: their places in the batch of the step; None is 0 ... b - 1
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=32)  # two at the end of an epoch, and several runs may be trained side by side
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     """0 ... size - 1 in the order of that epoch, int32.
 

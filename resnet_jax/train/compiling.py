@@ -6,14 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from resnet_jax.train.job import Job, make_advance, train_size_at
 from resnet_jax.train.progress import Say
 
+# (step, its arguments) -> the compiled step and the seconds that compiling it took now
+Compiled = Callable[[int, tuple[Any, ...]], tuple[Callable[..., Any], float]]
 
-def compiler(
-    job: Job, parts: list[int], say: Say
-) -> Callable[[int, tuple[Any, ...]], tuple[Callable[..., Any], float]]:
+
+def compiler(job: Job, parts: list[int], say: Say) -> Compiled:
     """A function (step, its arguments) -> the compiled step and the seconds that compiling it took now.
 
     Of `parts`, into which a batch may be cut, the first whose step fits into the memory of a device is taken.
@@ -37,7 +39,7 @@ def compile_within(
     job: Job, parts: list[int], size: int | None, given: tuple[Any, ...]
 ) -> tuple[jax.stages.Compiled, int]:
     """The step in the fewest of these numbers of parts that the memory of a device allows, and how many they are."""
-    limit = (job.mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
+    limit = limit_of(job.mesh)
     for count in parts:
         try:
             step = make_advance(job._replace(accumulate=count), size).lower(*given).compile()
@@ -48,6 +50,11 @@ def compile_within(
         if count == parts[-1] or bytes_of(step) <= limit:
             return step, count
     raise AssertionError("one part is always possible")
+
+
+def limit_of(mesh: Mesh) -> float:
+    """Memory in bytes of each device; infinite where it does not say."""
+    return (mesh.local_devices[0].memory_stats() or {}).get("bytes_limit", math.inf)
 
 
 def bytes_of(compiled: jax.stages.Compiled) -> int:

@@ -1,8 +1,8 @@
 """Exact evaluation: every example once, padding masked, totals divided at the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -38,6 +38,8 @@ def divide(sums: Sums, *, answers: bool = True) -> Metrics:
 
 # (state, split) -> metrics
 Evaluate = Callable[[TrainState, Supply], Metrics]
+# The same, which yields after each batch: the devices are at work, and others may give theirs some
+Evaluation = Callable[[TrainState, Supply], Generator[None, Any, Metrics]]
 
 
 def make_add(
@@ -62,21 +64,44 @@ def make_evaluate(
     *,
     loss: LossFn = cross_entropy,
     right: Right | None = largest_is_right,
-    alive: Callable[[], None] = lambda: None,
 ) -> Evaluate:
-    """A function (state, split) -> Metrics, compiled once; calls `alive` after every batch.
+    """A function (state, split) -> Metrics, compiled once.
 
     The result does not depend on `batch_size` but for the rounding of the loss.
     """
-    add = make_add(model, data, mesh, loss=loss, right=right)
+    evaluation = make_evaluation(model, data, mesh, batch_size, loss=loss, right=right)
 
     def evaluate(state: TrainState, data: Supply) -> Metrics:
+        batches = evaluation(state, data)
+        try:
+            while True:
+                next(batches)
+        except StopIteration as end:
+            metrics: Metrics = end.value
+            return metrics
+
+    return evaluate
+
+
+def make_evaluation(
+    model: ResNet,
+    data: Data,
+    mesh: Mesh,
+    batch_size: int = 500,
+    *,
+    loss: LossFn = cross_entropy,
+    right: Right | None = largest_is_right,
+) -> Evaluation:
+    """As `make_evaluate`, to be gone through batch by batch."""
+    add = make_add(model, data, mesh, loss=loss, right=right)
+
+    def evaluation(state: TrainState, data: Supply) -> Generator[None, Any, Metrics]:
         sums = replicate(zero_sums(), mesh)
         for item in evaluation_items(data, batch_size):
             sums = add(state, sums, item)
-            alive()
+            yield
         metrics, size = divide(sums, answers=right is not None), data.source.size
         assert metrics.examples == size, f"evaluated {metrics.examples} of {size} examples"
         return metrics
 
-    return evaluate
+    return evaluation

@@ -81,6 +81,12 @@ def supply(
     return Supply(source, read, resident, mesh, threads)
 
 
+def on_mesh(data: Supply, mesh: Mesh) -> Supply:
+    """The same split on other devices, from where it lies now; it is not read again."""
+    resident = data.resident and Resident(*replicate(data.resident, mesh))
+    return data._replace(mesh=mesh, resident=resident)
+
+
 def training_items(data: Supply, seed: int, batch_size: int, steps: range, repeats: int = 1) -> Iterator[Item]:
     """What these steps are given, in order; each example occurs `repeats` times in its batch."""
     indices = partial(_training_indices, seed, batch_size, data.source.size, repeats)

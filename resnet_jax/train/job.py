@@ -1,5 +1,6 @@
 """A recipe made concrete: its data, network, optimiser and devices, all checked before anything is written."""
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +18,7 @@ from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.recipe import Augment, Data, Recipe, fields_of, in_steps, total_steps
-from resnet_jax.train.devices import data_mesh, replicated, split, spread
+from resnet_jax.train.devices import data_mesh, replicate, replicated, split, spread
 from resnet_jax.train.directory import Dataset
 from resnet_jax.train.feed import Item, batch_of
 from resnet_jax.train.loss import is_right, make_loss, make_measure, require_labels_fit
@@ -147,6 +148,14 @@ def random_keys(recipe: Recipe) -> tuple[Array, Array]:
     return init_key, augment_key
 
 
+def step_key(job: Job) -> Array:
+    """The numbers, (2,) uint32, of the second of the `random_keys`, on the devices.
+
+    They are given to the step, and not compiled into it: one program serves all seeds.
+    """
+    return replicate(jax.random.key_data(random_keys(job.recipe)[1]), job.mesh)
+
+
 def start(job: Job, key: Array, pretrained: Variables | None = None) -> tuple[TrainState, Sums]:
     """State and totals before the first step, drawn with the first of the `random_keys`; pure, to be jitted."""
     averages = job.recipe.ema > 0
@@ -208,13 +217,25 @@ def train_size_at(recipe: Recipe, train_size: int, step: int) -> int | None:
     )
 
 
-def make_advance(job: Job, size: int | None = None) -> jax.stages.Wrapped:
-    """Jitted (state, totals, item of the feed, signals of the hosts or None) -> (state, totals, Told).
+Advance = Callable[[TrainState, Sums, Item, Array, Array | None], tuple[TrainState, Sums, Told]]
 
-    State and totals are donated. `size` is the height and width in pixels to which training images are scaled.
+
+def make_advance(job: Job, size: int | None = None) -> jax.stages.Wrapped:
+    """Jitted (state, totals, item of the feed, `step_key`, signals of the hosts or None) -> (state, totals, Told).
+
+    State and totals are donated. It is the same function for all seeds. `size` is the height and width in pixels to
+    which training images are scaled.
     """
-    recipe, (_, key) = job.recipe, random_keys(job.recipe)
-    train_size, classes, freeze = job.dataset.train_size, len(job.dataset.classes), recipe.optimizer.freeze
+    where = (*shardings(job), replicated(job.mesh))
+    return jax.jit(
+        unjitted_advance(job, size), donate_argnums=(0, 1), out_shardings=where, compiler_options=compiler_options()
+    )
+
+
+def unjitted_advance(job: Job, size: int | None = None) -> Advance:
+    """The function that `make_advance` compiles."""
+    recipe, train_size, classes = job.recipe, job.dataset.train_size, len(job.dataset.classes)
+    freeze = recipe.optimizer.freeze
     step = partial(
         train_step,
         model=job.model,
@@ -222,20 +243,18 @@ def make_advance(job: Job, size: int | None = None) -> jax.stages.Wrapped:
         loss=job.loss,
         right=job.right,
         preprocess=make_preprocess(recipe, train_size, classes, size),
-        key=key,
         frozen=frozen_mask(abstract_params(job.model, job.dataset), freeze) if freeze else None,
         sweep=make_sweep(job.mesh, job.accumulate, unit_of(recipe, job.model.norm)),
         skip=recipe.nonfinite == "skip",
         ema=recipe.ema,
         ema_every=recipe.ema_every,
     )
-    everywhere = replicated(job.mesh)
-    where = (*shardings(job), everywhere)
 
-    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=where, compiler_options=compiler_options())
-    def advance(state: TrainState, sums: Sums, item: Item, signals: Array | None) -> tuple[TrainState, Sums, Told]:
+    def advance(
+        state: TrainState, sums: Sums, item: Item, key: Array, signals: Array | None
+    ) -> tuple[TrainState, Sums, Told]:
         batch = jax.lax.with_sharding_constraint(batch_of(item), split(job.mesh))
-        state, new = step(state, batch)
+        state, new = step(state, batch, key=jax.random.wrap_key_data(key))
         stop = None if signals is None else signals.max()
         return state, add_sums(sums, new), Told(jnp.copy(state.step), new.bad, stop)
 

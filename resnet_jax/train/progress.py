@@ -26,6 +26,8 @@ _TOLD = 10  # bad images that are named
 Say = Callable[[str], None]
 # (step, totals since the last line of metrics)
 Show = Callable[[int, Sums], None]
+# (name, images a step, step now, step at the end, whether there are right answers) -> what to call after each step
+AddBar = Callable[[str, int, int, int, bool], Show]
 
 
 class Lines(Console):
@@ -37,10 +39,10 @@ class Lines(Console):
 
 
 @contextmanager
-def progress(console: Console, batch_size: int, step: int, steps: int, *, answers: bool = True) -> Iterator[Show]:
-    """A bar from `step` to `steps`; call what it yields after every step."""
+def progress(console: Console) -> Iterator[AddBar]:
+    """Bars below what is said: yields the function that adds one."""
     columns = (
-        TextColumn("step"),
+        TextColumn("{task.description}"),
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
         TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}"),
@@ -50,21 +52,25 @@ def progress(console: Console, batch_size: int, step: int, steps: int, *, answer
     )
     live = console.is_terminal
     with Progress(*columns, console=console, disable=not live, transient=True, expand=True) as bar:
-        task = bar.add_task("train", total=steps, completed=step, loss="-", accuracy="-", speed="-")
-        shown = 0.0
 
-        def show(step: int, sums: Sums) -> None:
-            nonlocal shown
-            if not live or time.perf_counter() - shown < _REFRESH:
-                return
-            metrics = divide(sums, answers=answers)
-            bar.update(task, completed=step)
-            speed = batch_size * (bar.tasks[task].speed or 0)
-            loss, accuracy = f"{metrics.loss:.3f}", "-" if metrics.accuracy is None else f"{metrics.accuracy:.1%}"
-            bar.update(task, loss=loss, accuracy=accuracy, speed=f"{speed:,.0f}")
-            shown = time.perf_counter()
+        def add(name: str, batch_size: int, step: int, steps: int, answers: bool) -> Show:
+            task = bar.add_task(name, total=steps, completed=step, loss="-", accuracy="-", speed="-")
+            shown = 0.0
 
-        yield show
+            def show(step: int, sums: Sums) -> None:
+                nonlocal shown
+                if not live or time.perf_counter() - shown < _REFRESH:
+                    return
+                metrics = divide(sums, answers=answers)
+                bar.update(task, completed=step)
+                speed = batch_size * (bar.tasks[task].speed or 0)
+                loss, accuracy = f"{metrics.loss:.3f}", "-" if metrics.accuracy is None else f"{metrics.accuracy:.1%}"
+                bar.update(task, loss=loss, accuracy=accuracy, speed=f"{speed:,.0f}")
+                shown = time.perf_counter()
+
+            return show
+
+        yield add
 
 
 def headline(job: Job, out: Path) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,39 +11,30 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from rich.console import Console
 
 from resnet_jax.data.batches import batch_indices
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError, MachineError
 from resnet_jax.recipe import Recipe, check
-from resnet_jax.train.checkpoint import Checkpoints, open_checkpoints, restore, save
-from resnet_jax.train.compiling import compiler
-from resnet_jax.train.devices import on_first_host, replicate, require_even_split, split_rows
-from resnet_jax.train.directory import add_metrics, keep_metrics, open_run, require_same_run
-from resnet_jax.train.evaluate import Metrics, divide, make_evaluate
-from resnet_jax.train.feed import supply, training_items
+from resnet_jax.train.begin import Begun, Cut, begin, concrete
+from resnet_jax.train.checkpoint import Checkpoints, open_checkpoints, save
+from resnet_jax.train.compiling import Compiled, compiler
+from resnet_jax.train.devices import data_mesh, on_first_host, replicate, split_rows
+from resnet_jax.train.directory import add_metrics
+from resnet_jax.train.drive import Ask, Run, Stopped, Take, Taken, drive, with_clock
+from resnet_jax.train.evaluate import Evaluation, Metrics, divide, make_evaluation
+from resnet_jax.train.feed import Supply, supply, training_items
 from resnet_jax.train.habits import Feeding, Habits, require_sense
-from resnet_jax.train.job import (
-    Job,
-    Shard,
-    Sources,
-    Told,
-    held_split,
-    initial,
-    load_pretrained,
-    open_sources,
-    prepare,
-)
+from resnet_jax.train.job import Job, Shard, Sources, Told, held_split, open_sources, step_key
 from resnet_jax.train.lap import Lap, metrics_line, score
 from resnet_jax.train.lock import hold
 from resnet_jax.train.preprocess import original_crop
-from resnet_jax.train.progress import Lines, Say, describe, headline, progress, tell_bad
+from resnet_jax.train.progress import AddBar, Lines, Say, describe, headline, progress, tell_bad
 from resnet_jax.train.state import TrainState, averaged
 from resnet_jax.train.step import Sums, zero_sums
 from resnet_jax.train.stop import stop_requested, watched
-from resnet_jax.train.sweep import possible_parts, require_parts, unit_of
 
 _AHEAD = 2  # steps that may be queued on the devices while one is computed
 
@@ -59,16 +51,14 @@ class Result(NamedTuple):
     reached: dict[str, Any] | None = None  # the first line of metrics that reached the target
 
 
-class Begun(NamedTuple):
-    """A run before its next step."""
+class Shared(NamedTuple):
+    """What runs that differ in their seeds have in common on the same devices: data, and what is compiled."""
 
-    job: Job
-    sources: Sources
-    state: TrainState
-    sums: Sums
-    lines: list[dict[str, Any]]
-    notes: tuple[str, ...]  # on the weights that it starts from
-    parts: list[int]  # into which a batch may be cut
+    job: Job  # of one of them
+    train: Supply
+    held: Supply
+    evaluation: Evaluation
+    compiled: Compiled
 
 
 def train_recipe(
@@ -105,60 +95,122 @@ def train_recipe(
     """
     require_sense(habits, feeding)
     recipe, console = check(recipe), console or Lines(quiet=not on_first_host())
-    say = partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    say = speaker(console)
     with hold(out):
-        begun = begin(recipe, out, data_dir, devices, accumulate, shard, splits, say)
-        step, reached = int(begun.state.step), reaching(begun.lines, held_split(recipe), habits.target)
-        stop_at = habits.stop_at
-        if stop_at is not None and stop_at < step:
-            raise InputError(f"--stop-at is {stop_at}; {out} is already at step {step}")
-        if step >= min(begun.job.steps, stop_at or begun.job.steps) or reached:
-            return Result(begun.state, step, begun.job.steps, held_split(recipe), begun.lines, reached=reached)
-        say(f"{f'resuming at step {step}' if step else 'training'}: {headline(begun.job, out)}")
-        for note in begun.notes:
-            say(note)
-        return loop(begun, out, habits, feeding, console, say)
-
-
-def loop(begun: Begun, out: Path, habits: Habits, feeding: Feeding, console: Console, say: Say) -> Result:
-    """All steps of a run, with what is measured, said and saved between them."""
-    job, sources, state, sums, lines, _, parts = begun
-    recipe, step, split = job.recipe, int(state.step), held_split(job.recipe)
-    last = min(job.steps, habits.stop_at or job.steps)
-    with (
-        open_checkpoints(out / "checkpoints", keep=habits.keep, best=True) as checkpoints,
-        stop_requested() as stop_signal,
-        watched(habits.stall) as alive,
-        progress(console, recipe.batch_size, step, last, answers=job.right is not None) as show,
-    ):
+        sources = open_sources(recipe, data_dir, splits)
+        job, parts = concrete(recipe, sources, Cut(data_mesh(devices), accumulate, shard))
+        begun = begin(job, out, say)
+        if done := already_done(begun, habits):
+            return done
+        tell_start(begun)
         bad: dict[int, str] = {}
-        train = supply(sources.train, job.mesh, feeding, bad, original_crop(recipe, sources.train))
-        held = supply(sources.held, job.mesh, feeding)
-        evaluate = make_evaluate(job.model, recipe.data, job.mesh, loss=job.measure, right=job.right, alive=alive)
-        items = training_items(train, recipe.seed, recipe.batch_size, range(step, last), recipe.augment.repeats)
-        compiled, lap, told_bad, stop, reached = compiler(job, parts, say), Lap(step), 0, 0, None
-        ahead: deque[Told] = deque()
+        shared = share(job, *open_data(job, sources, feeding, bad), compiler(job, parts, say))
+        (ended,) = train_together([(begun, shared)], habits, bad, console, one_by_one(lambda mesh: shared))
+        if isinstance(ended, Exception):
+            raise ended
+        return ended
+
+
+def speaker(console: Console) -> Say:
+    """Prints lines as they are."""
+    return partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def already_done(begun: Begun, habits: Habits) -> Result | None:
+    """How a run ended that has nothing left to do; raises InputError where it is to stop at a step that has passed."""
+    job, step, stop_at = begun.job, int(begun.state.step), habits.stop_at
+    split = held_split(job.recipe)
+    if stop_at is not None and stop_at < step:
+        raise InputError(f"--stop-at is {stop_at}; {begun.out} is already at step {step}")
+    reached = reaching(begun.lines, split, habits.target)
+    if step >= min(job.steps, stop_at or job.steps) or reached:
+        return Result(begun.state, step, job.steps, split, begun.lines, reached=reached)
+    return None
+
+
+def tell_start(begun: Begun) -> None:
+    """Says what is trained, and on which weights."""
+    step = int(begun.state.step)
+    begun.say(f"{f'resuming at step {step}' if step else 'training'}: {headline(begun.job, begun.out)}")
+    for note in begun.notes:
+        begun.say(note)
+
+
+def open_data(job: Job, sources: Sources, feeding: Feeding, bad: dict[int, str]) -> tuple[Supply, Supply]:
+    """Both splits for the devices of a job; training images that cannot be read are noted in `bad`."""
+    train = supply(sources.train, job.mesh, feeding, bad, original_crop(job.recipe, sources.train))
+    return train, supply(sources.held, job.mesh, feeding)
+
+
+def share(job: Job, train: Supply, held: Supply, compiled: Compiled) -> Shared:
+    """What runs share on the devices of a job."""
+    evaluation = make_evaluation(job.model, job.recipe.data, job.mesh, loss=job.measure, right=job.right)
+    return Shared(job, train, held, evaluation, compiled)
+
+
+def one_by_one(shared_on: Callable[[Mesh], Shared]) -> Take:
+    """Takes each step that is asked for by itself, on the devices of its run."""
+
+    def take(asks: list[Ask]) -> list[Taken]:
+        steps, seconds = zip(*(shared_on(ask.job.mesh).compiled(ask.step, ask.given) for ask in asks), strict=True)
+        return [with_clock(step(*ask.given), sum(seconds)) for step, ask in zip(steps, asks, strict=True)]
+
+    return take
+
+
+def train_together(
+    begun: Sequence[tuple[Begun, Shared]],
+    habits: Habits,
+    bad: dict[int, str],
+    console: Console,
+    take: Take,
+    *,
+    together: bool = False,
+    stopped: Stopped = lambda number, error: None,
+) -> list[Result | InputError | MachineError]:
+    """Trains runs side by side, or one alone, to their ends: what each returned, or what stopped it."""
+    told, most = 0, habits.max_bad_images * begun[0][0].job.dataset.train_size
+    with stop_requested() as stop_signal, watched(habits.stall) as alive, progress(console) as add_bar:
+
+        def between() -> None:
+            nonlocal told
+            alive()
+            told = tell_bad(bad, told, most, speaker(console))
+
+        runs = [loop(one, shared, habits, stop_signal, add_bar) for one, shared in begun]
+        return drive(runs, take, between, together=together, stopped=stopped)
+
+
+def loop(begun: Begun, shared: Shared, habits: Habits, stop_signal: Callable[[], int], add_bar: AddBar) -> Run[Result]:
+    """All steps of a run, with what is measured, said and saved between them; `drive` takes the steps."""
+    job, out, state, sums, lines, _, say = begun
+    recipe, step, split, key = job.recipe, int(state.step), held_split(job.recipe), step_key(job)
+    last = min(job.steps, habits.stop_at or job.steps)
+    with open_checkpoints(out / "checkpoints", keep=habits.keep, best=True) as checkpoints:
+        show = add_bar(f"{out.name} step", recipe.batch_size, step, last, job.right is not None)
+        steps = range(step, last)
+        items = training_items(shared.train, recipe.seed, recipe.batch_size, steps, recipe.augment.repeats)
+        lap, stop, reached, ahead = Lap(step), 0, None, deque[Told]()
         while step < last and not stop and not reached:
-            given = (state, sums, lap.next(items), signals(job, stop_signal()))
-            advance, seconds = compiled(step, given)
-            lap.leave_out(seconds)
-            state, sums, told = advance(*given)
+            taken = yield Ask(job, step, (state, sums, lap.next(items), key, signals(job, stop_signal())))
+            assert taken is not None
+            state, sums = taken.state, taken.sums
+            lap.leave_out(taken.seconds)
             step += 1
-            ahead.append(told)
+            ahead.append(taken.told)
             look = due(job, step, habits.evaluate_every) or step == job.steps
             while len(ahead) > (0 if look else _AHEAD):  # or else a signal would wait for all that is queued
                 told = ahead.popleft()
                 require_finite(job, told, out, say)
                 stop = stop or int(told.stop or 0)
-            alive()
             show(step, sums)
-            told_bad = tell_bad(bad, told_bad, habits.max_bad_images * sources.train.size, say)
             if look:
                 trained = finite(divide(sums, answers=job.right is not None), step)
                 lap.end(step)  # after the sums, which wait for the devices
-                measured = {"": finite(evaluate(state, held), step)}
+                yield None  # the clocks of all others end as well before one of them compiles or evaluates
+                measured = {"": finite((yield from shared.evaluation(state, shared.held)), step)}
                 if state.ema:
-                    measured["ema_"] = evaluate(averaged(state), held)
+                    measured["ema_"] = yield from shared.evaluation(averaged(state), shared.held)
                 lines.append(metrics_line(job, step, trained, measured, lap, lines, int(sums.bad)))
                 add_metrics(out, lines[-1])
                 say(describe(lines[-1], split, job.steps))
@@ -171,43 +223,6 @@ def loop(begun: Begun, out: Path, habits: Habits, feeding: Feeding, console: Con
                 metric = score(lines[-1], split) if lines and lines[-1]["step"] == step else None
                 store(checkpoints, state, sums, metric, say, last=end)
     return Result(state, step, job.steps, split, lines, stop, reached)
-
-
-def begin(
-    recipe: Recipe,
-    out: Path,
-    data_dir: Path,
-    devices: int | None,
-    accumulate: int | Literal["auto"],
-    shard: Shard,
-    splits: tuple[Source, Source] | None,
-    say: Say,
-) -> Begun:
-    """Opens data and directory, and restores or makes the state; raises InputError before anything is written."""
-    sources = open_sources(recipe, data_dir, splits)
-    job = prepare(recipe, sources.dataset, devices, shard=shard)
-    require_even_split(recipe.batch_size, job.mesh)
-    unit, size = unit_of(recipe, job.model.norm), job.mesh.size
-    if accumulate != "auto":
-        require_parts(recipe.batch_size, unit, size, accumulate)
-        job = job._replace(accumulate=accumulate)
-    parts = possible_parts(recipe.batch_size, unit, size) if accumulate == "auto" else [accumulate]
-    require_same_run(out, recipe, sources.dataset)
-    meet("looked at the directory")
-    restored = restore(out / "checkpoints", job, quarantine=True, say=say)
-    pretrained = None if restored else load_pretrained(job)
-    if on_first_host():
-        open_run(out, recipe, sources.dataset, pretrained and pretrained.file)
-    state, sums = restored or initial(job, pretrained and pretrained.variables)
-    lines = keep_metrics(out, int(state.step))
-    meet("opened the run")
-    return Begun(job, sources, state, sums, lines, pretrained.notes if pretrained else (), parts)
-
-
-def meet(where: str) -> None:
-    """Waits until all hosts are here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
 
 
 def signals(job: Job, signal: int) -> Array | None:

@@ -6,7 +6,7 @@ import pytest
 from resnet_jax.train import compiling
 from resnet_jax.train.compiling import bytes_of, compile_within, compiler
 from resnet_jax.train.feed import supply, training_items
-from resnet_jax.train.job import initial, open_sources, prepare
+from resnet_jax.train.job import initial, open_sources, prepare, step_key
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def begun(tiny, tmp_path):
     sources = open_sources(tiny, tmp_path)
     job = prepare(tiny, sources.dataset, 1)
     item = next(training_items(supply(sources.train, job.mesh), tiny.seed, tiny.batch_size, range(1)))
-    return job, (*initial(job), item, None)
+    return job, (*initial(job), item, step_key(job), None)
 
 
 def test_a_step_is_compiled_once_and_says_so(begun):

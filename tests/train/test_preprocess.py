@@ -13,7 +13,7 @@ from resnet_jax.data.batches import Batch
 from resnet_jax.recipe import Augment, Data, Recipe, check
 from resnet_jax.train.feed import supply, training_items
 from resnet_jax.train.habits import Feeding
-from resnet_jax.train.job import initial, make_advance, open_sources, prepare
+from resnet_jax.train.job import initial, make_advance, open_sources, prepare, step_key
 from resnet_jax.train.preprocess import make_preprocess
 
 IMAGES = jax.random.randint(jax.random.key(0), (8, 10, 12, 3), 0, 256).astype(jnp.uint8)
@@ -106,7 +106,7 @@ def test_steps_with_all_this_are_the_same_from_host_and_devices(tiny, tmp_path):
         state, sums = initial(job)
         data = supply(sources.train, job.mesh, feeding)
         for item in training_items(data, recipe.seed, recipe.batch_size, range(3), recipe.augment.repeats):
-            state, sums, _ = advance(state, sums, item, None)
+            state, sums, _ = advance(state, sums, item, step_key(job), None)
         ends.append(jax.device_get((state.params, sums)))
     chex.assert_trees_all_equal(*ends)
     assert np.isfinite(ends[0][1].loss)

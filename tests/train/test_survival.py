@@ -45,10 +45,10 @@ def poison(monkeypatch, *steps):
             if number not in steps:
                 return advance, seconds
 
-            def nan(state, sums, item, signals):
+            def nan(state, sums, *rest):
                 params = jax.tree.map(np.asarray, state.params)
                 broken = jax.tree.map(lambda x: jax.device_put(np.full_like(x, np.nan), state.step.sharding), params)
-                after, sums, told = advance(state.replace(params=broken), sums, item, signals)
+                after, sums, told = advance(state.replace(params=broken), sums, *rest)
                 healed = jax.tree.map(lambda x: jax.device_put(x, state.step.sharding), params)
                 assert job.recipe.nonfinite == "stop" or np.isnan(after.params["head"]["bias"]).all()
                 return after.replace(params=healed), sums, told

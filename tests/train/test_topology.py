@@ -21,7 +21,7 @@ from resnet_jax.recipe import Augment
 from resnet_jax.train import job as job_module
 from resnet_jax.train.devices import data_mesh, spread
 from resnet_jax.train.feed import supply, training_items
-from resnet_jax.train.job import abstract, initial, make_advance, open_sources, prepare
+from resnet_jax.train.job import abstract, initial, make_advance, open_sources, prepare, step_key
 from resnet_jax.train.sweep import make_sweep, possible_parts, require_parts, unit_of
 
 spec = importlib.util.spec_from_file_location("topology", ROOT / "experiments" / "benchmarks" / "topology.py")
@@ -107,7 +107,7 @@ def job_on(devices, tmp_path, *, group=2, accumulate=1, shard="nothing"):
 
 def compiled_text(job, item):
     state, sums = abstract(job)
-    return make_advance(job).lower(state, sums, item, None).compile().as_text()
+    return make_advance(job).lower(state, sums, item, step_key(job), None).compile().as_text()
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
