@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from resnet_jax.predict import predict_images as predict_images
     from resnet_jax.recipe import Recipe as Recipe
     from resnet_jax.recipe import load_recipe as load_recipe
+    from resnet_jax.report import make_report as make_report
     from resnet_jax.summary import summarize as summarize
     from resnet_jax.train.checkpoint import load_run as load_run
     from resnet_jax.train.run import train_recipe as train_recipe
@@ -64,6 +65,7 @@ _HOMES = {
     "grad_cam": "explain",
     "load_recipe": "recipe",
     "load_run": "train.checkpoint",
+    "make_report": "report",
     "predict_images": "predict",
     "summarize": "summary",
     "train_recipe": "train.run",

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image, ImageDraw
 
 from resnet_jax.backend import compiler_options
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, check
+from resnet_jax.sheet import draw_sheet
 from resnet_jax.summary import summarize
 from resnet_jax.train.directory import environment
 from resnet_jax.train.feed import batch_of, supply, training_items
@@ -21,7 +21,6 @@ from resnet_jax.train.job import Job, Sources, held_split, open_sources, prepare
 from resnet_jax.train.preprocess import make_preprocess, original_crop
 
 _SHOWN = 32  # samples on the sheet
-_SIDE = 112  # pixels of one of them there
 
 
 class Finding(NamedTuple):
@@ -97,17 +96,8 @@ def samples(job: Job, sources: Sources, path: Path) -> None:
     pixels = np.asarray(seen) * np.array(data.std, np.float32) + np.array(data.mean, np.float32)
     images = np.clip(pixels * 255, 0, 255).round().astype(np.uint8)
     names = [sources.dataset.classes[label] for label in np.asarray(batch.label)[:_SHOWN]]
-    columns = min(8, len(images))
-    rows, line = -(-len(images) // columns), 14
-    sheet = Image.new("RGB", (columns * (_SIDE + 4), rows * (_SIDE + line + 4)), "white")
-    draw = ImageDraw.Draw(sheet)
-    for place, (image, name) in enumerate(zip(images, names, strict=True)):
-        left, top = place % columns * (_SIDE + 4) + 2, place // columns * (_SIDE + line + 4) + 2
-        picture = Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-        sheet.paste(picture.resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, top))
-        draw.text((left, top + _SIDE), name[:18], fill="black")
     try:
-        sheet.save(path)
+        draw_sheet(images, names).save(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be written ({error}); name another picture with --samples") from error
 

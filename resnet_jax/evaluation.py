@@ -33,6 +33,13 @@ def evaluate_run(
     not there or do not fit each other.
     """
     job, state = open_trained(run, like, which, data_dir=data_dir or Path("data"), devices=devices)
+    source = open_measured(run, job, split, data_dir)
+    evaluate = make_evaluate(job.model, job.recipe.data, job.mesh, loss=job.measure, right=job.right)
+    return int(state.step), evaluate(state, supply(source, job.mesh, feeding))
+
+
+def open_measured(run: Path | str, job: Job, split: str, data_dir: Path | None = None) -> Source:
+    """The split that a run or weights are measured on; raises InputError where it is not there or does not fit."""
     data = job.recipe.data
     if not data.name:
         raise InputError(f"{run}: weights are measured on a data set; name it with --data")
@@ -40,8 +47,7 @@ def evaluate_run(
         raise InputError(f"{run}: no validation images are held out; use --split test")
     source = open_split(data.name, split, data_dir or Path(job.dataset.data_dir), data.validation, fit_of(data))
     _require_same_data(run, job, source)
-    evaluate = make_evaluate(job.model, data, job.mesh, loss=job.measure, right=job.right)
-    return int(state.step), evaluate(state, supply(source, job.mesh, feeding))
+    return source
 
 
 def _require_same_data(run: Path | str, job: Job, source: Source) -> None:

@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
 
 
 # Of the logits, by the loss that a network was trained with
-_ANSWERS: dict[str, Callable[[Array], Array]] = {
+ANSWERS: dict[str, Callable[[Array], Array]] = {
     "cross_entropy": jax.nn.softmax,
     "bce": jax.nn.sigmoid,
     "multilabel": jax.nn.sigmoid,
@@ -79,7 +79,7 @@ def answers(job: Job, state: TrainState, images: Array) -> Array:
     """What a network says of uint8 (b, h, w, c): probabilities or outputs, float32 (b, k)."""
     data, variables = job.recipe.data, {"params": state.params, "batch_stats": state.batch_stats}
     logits = job.model.apply(variables, normalize(images, data.mean, data.std), train=False)
-    return _ANSWERS[job.recipe.loss.name](jnp.asarray(logits))
+    return ANSWERS[job.recipe.loss.name](jnp.asarray(logits))
 
 
 def likeliest(job: Job, image: Path, answer: np.ndarray, top: int) -> Prediction:

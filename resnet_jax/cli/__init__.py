@@ -16,6 +16,7 @@ from resnet_jax.cli.explaining import explain
 from resnet_jax.cli.look import list_all, summary
 from resnet_jax.cli.preflighting import preflight
 from resnet_jax.cli.preparing import prepare
+from resnet_jax.cli.reporting import report
 from resnet_jax.cli.training import train
 from resnet_jax.cli.use import evaluate, predict
 from resnet_jax.errors import InputError, MachineError, first_line, unknown
@@ -27,6 +28,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         "evaluate": evaluate,
         "predict": predict,
         "explain": explain,
+        "report": report,
         "convert": convert,
         "prepare": prepare,
         "list": list_all,
@@ -37,7 +39,7 @@ VERBS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     }.items()
 }
 
-_COMPILING = ("train", "evaluate", "predict", "explain", "bench")
+_COMPILING = ("train", "evaluate", "predict", "explain", "report", "bench")
 
 
 def usage() -> str:

@@ -1,0 +1,5 @@
+"""A report of runs: one page with curves, results, recipes and mistakes."""
+
+from resnet_jax.report.make import Report, make_report
+
+__all__ = ["Report", "make_report"]

@@ -1,0 +1,61 @@
+"""Where runs were made: versions, devices and commits, as each run notes them when it starts."""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from resnet_jax.report.runs import Run
+
+
+class Environment(NamedTuple):
+    """The same for some runs."""
+
+    runs: tuple[str, ...]
+    facts: dict[str, str]
+
+
+def hardware(run: Run) -> str:
+    """The devices of the last start."""
+    kinds = run.starts[-1].get("devices") if run.starts else None
+    if not isinstance(kinds, list) or not kinds:
+        return "unknown"
+    return ", ".join(f"{count} x {kind}" for kind, count in Counter(map(str, kinds)).items())
+
+
+def environments(runs: Sequence[Run]) -> list[Environment]:
+    """The environments of the last start of each run, those that are alike as one."""
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in runs:
+        if run.starts:
+            found.setdefault(tuple(_facts(run).items()), []).append(run.name)
+    return [Environment(tuple(names), dict(facts)) for facts, names in found.items()]
+
+
+def _facts(run: Run) -> dict[str, str]:
+    start = run.starts[-1]
+    packages = start.get("packages")
+    versions = {str(k): str(v) for k, v in packages.items()} if isinstance(packages, dict) else {}
+    return {
+        "devices": hardware(run),
+        "processes": _written(start.get("processes")),
+        "system": _written(start.get("system")),
+        "python": _written(start.get("python")),
+        **versions,
+        "commit": _written(start.get("git_commit")) + (", with changes" if start.get("git_changed") else ""),
+    }
+
+
+def _written(value: Any) -> str:
+    return "unknown" if value is None else str(value)
+
+
+def commands(runs: Sequence[Run]) -> list[str]:
+    """How each run was started, and gone on with."""
+    lines = []
+    for run in runs:
+        for start in run.starts:
+            words = start.get("command")
+            if isinstance(words, list):
+                lines.append(f"{run.name}: {shlex.join(map(str, words))}")
+    return lines

@@ -1,0 +1,141 @@
+"""The page of a report: a pure function of what was read and measured, from its title to its last line."""
+
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
+
+from resnet_jax.report.answers import Answers
+from resnet_jax.report.environment import commands, environments
+from resnet_jax.report.figures import QUALITY, SPEED, Picture, pictures
+from resnet_jax.report.mistaken import answered
+from resnet_jax.report.nodes import Child, node, render, shown, table
+from resnet_jax.report.numbers import answer, each_run, held_of, named, results, times
+from resnet_jax.report.results import keeps_averages
+from resnet_jax.report.runs import Variant, described, differing, written
+
+GENERATOR = "resnet-jax report"
+
+
+class Contents(NamedTuple):
+    """All that a page shows."""
+
+    variants: Sequence[Variant]
+    answers: Sequence[Answers | None]  # of each variant
+    notes: Sequence[str]
+
+
+def make_page(contents: Contents) -> bytes:
+    """The whole page, in UTF-8, with everything that it shows inside."""
+    variants, title = contents.variants, title_of(contents.variants)
+    several = len(variants) > 1
+    head = node(
+        "head",
+        node("meta", charset="utf-8"),
+        node("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        node("meta", name="generator", content=GENERATOR),
+        node("meta", name="color-scheme", content="light dark"),
+        node("title", title),
+        node("link", rel="icon", href="data:,"),
+        node("style", Path(__file__).with_name("style.css").read_text()),
+    )
+    main = node(
+        "main",
+        None if several else answer(variants[0]),
+        node("ul", [node("li", note) for note in contents.notes], class_="notes") if contents.notes else None,
+        results(variants),
+        differences(variants) if several else None,
+        curves(variants),
+        [answered(v, a, several=several) for v, a in zip(variants, contents.answers, strict=True)],
+        schedule_and_speed(variants),
+        recipes(variants),
+        each_run(variants) if sum(len(variant.runs) for variant in variants) > 1 else None,
+        surroundings(variants),
+    )
+    header = node("header", node("h1", title), node("p", size_of(variants), class_="muted"))
+    version = metadata.version("resnet-jax")
+    footer = node("footer", f"Made by resnet-jax {version}. The pictures lie beside this page as PNG.")
+    return render(node("html", head, node("body", header, main, footer), lang="en"))
+
+
+def title_of(variants: Sequence[Variant]) -> str:
+    """What was trained, on what."""
+    recipes = [variant.runs[0].recipe for variant in variants]
+    models = list(dict.fromkeys(recipe.model.name for recipe in recipes))
+    data = list(dict.fromkeys(recipe.data.name for recipe in recipes))
+    more = f" and {len(models) - 3} more" if len(models) > 3 else ""
+    return f"{', '.join(models[:3])}{more} on {', '.join(data)}"
+
+
+def size_of(variants: Sequence[Variant]) -> str:
+    """How much is behind the numbers."""
+    runs = sum(len(variant.runs) for variant in variants)
+    recipes = f"{len(variants)} recipes, " if len(variants) > 1 else ""
+    return f"{recipes}{runs} run{'s' * (runs != 1)}, measured on the {held_of(variants)} split"
+
+
+def differences(variants: Sequence[Variant]) -> list[Child]:
+    """The fields in which the recipes are not alike."""
+    names, fields = differing(variants), [described(variant.runs[0]) for variant in variants]
+    if not names:
+        return [node("p", "The recipes are alike; the names of the classes in their data are not.")]
+    rows: list[list[Child]] = [[name, *(written(one[name]) for one in fields)] for name in names]
+    caption = "All else in the recipes is the same."
+    return [node("h2", "What differs"), table(["field", *named(variants)], rows, caption=caption, class_="fields")]
+
+
+def panels(some: Sequence[Picture]) -> Element:
+    class_ = "panels three" if len(some) == 3 else "panels"
+    return node("div", [node("figure", shown(picture)) for picture in some], class_=class_)
+
+
+def curves(variants: Sequence[Variant]) -> list[Child]:
+    """Loss and error on training images and the held split."""
+    some = pictures(QUALITY, variants)
+    if not some:
+        return []
+    text = (
+        f"Solid: the whole {held_of(variants)} split. Dashed: training images as they were augmented, with the loss"
+        " that is minimised, averaged since the line of metrics before. A value of 0 lies below these scales."
+    )
+    if any(map(keeps_averages, variants)):
+        text += " Where averaged weights are kept, solid is of them."
+    if any(len(variant.counted) > 1 for variant in variants):
+        text += " Lines are means over the seeds, in a band from the lowest to the highest."
+    legend = node("ul", [node("li", name) for name in named(variants)], class_="legend")
+    return [node("h2", "Curves"), legend if len(variants) > 1 else None, panels(some), node("p", text, class_="muted")]
+
+
+def schedule_and_speed(variants: Sequence[Variant]) -> list[Child]:
+    """Learning rate, images a second and waiting time."""
+    some = pictures(SPEED, variants)
+    return [node("h2", "Schedule and speed"), times(variants), panels(some)] if some else []
+
+
+def recipes(variants: Sequence[Variant]) -> list[Child]:
+    """All fields of all recipes, folded; those that differ are bold."""
+    fields, changed = [described(variant.runs[0]) for variant in variants], set(differing(variants))
+    rows: list[list[Child]] = [[name, *(written(one[name]) for one in fields)] for name in fields[0]]
+    whole = table(["field", *named(variants)], rows, class_="fields")
+    for row, name in zip(whole.iter("tr"), ["", *fields[0]], strict=True):
+        if name in changed:
+            row.set("class", "changed")
+    of = "" if len(variants) == 1 else f" of {len(variants)} recipes"
+    return [node("h2", "Recipe"), node("details", node("summary", f"All {len(fields[0])} fields{of}"), whole)]
+
+
+def surroundings(variants: Sequence[Variant]) -> list[Child]:
+    """Versions, devices and commits, and how each run was started."""
+    runs = [run for variant in variants for run in variant.runs]
+    known, lines = environments(runs), "\n".join(commands(runs))
+    if not known:
+        return []
+    head: list[Child] = ["", *("all runs" if len(known) == 1 else ", ".join(one.runs) for one in known)]
+    facts = dict.fromkeys(name for one in known for name in one.facts)
+    rows: list[list[Child]] = [[name, *(one.facts.get(name, "-") for one in known)] for name in facts]
+    return [
+        node("h2", "Environment"),
+        table(head, rows, class_="fields"),
+        node("details", node("summary", "Commands"), node("pre", lines)) if lines else None,
+    ]

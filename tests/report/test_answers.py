@@ -1,0 +1,103 @@
+"""What networks answer: every image once, as `evaluate` counts, and what happens where they are gone."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.datasets import DATASETS
+from resnet_jax.data.source import Example, Source
+from resnet_jax.evaluation import evaluate_run
+from resnet_jax.report.answers import Answers, answers_of, confusion, mistakes, most_confused
+from resnet_jax.report.runs import read_runs, variants_of
+from resnet_jax.train.habits import Feeding, Habits
+from resnet_jax.train.run import train_recipe
+
+
+def answers(label, answer, probability, classes=3):
+    source = Source(len(label), tuple("abcdef"[:classes]), lambda i: Example(np.zeros((2, 2, 1), np.uint8), label[i]))
+    return Answers(source, np.array(label), np.array(answer), np.array(probability))
+
+
+@pytest.fixture
+def run(tiny, tmp_path):
+    """A short run of the tiny recipe, with averages, and checkpoints at steps 4 and 6."""
+    recipe = dataclasses.replace(tiny, steps=6, ema=0.5)
+    habits = Habits(evaluate_every=2, checkpoint_every=2)
+    train_recipe(recipe, tmp_path / "run", devices=1, habits=habits)
+    return tmp_path / "run"
+
+
+def test_every_image_counts_once_and_as_evaluation_says(run):
+    (variant,) = variants_of(read_runs([run]))
+    step, metrics = evaluate_run(run, devices=1)
+    for feeding in (Feeding(), Feeding(resident_gib=0.0)):
+        found, notes = answers_of(variant, devices=1, feeding=feeding)
+        matrix = confusion(found)
+        assert notes == []
+        assert matrix.sum() == metrics.examples == 10
+        assert matrix.sum(1).tolist() == [4, 3, 3]
+        assert matrix.sum() - matrix.trace() == metrics.wrong
+        assert sum(one.wrong for one in mistakes(found)) == metrics.wrong
+        assert ((found.probability > 1 / 3) & (found.probability <= 1)).all()
+    assert step == 6
+    # eight devices, which pad the ten images to sixteen
+    many, _ = answers_of(variant)
+    np.testing.assert_array_equal(many.answer, found.answer)
+
+
+def test_what_is_gone_is_told_and_left_out(run, monkeypatch):
+    newest = next(
+        path for path in (run / "checkpoints" / "6").rglob("*") if path.stat().st_size > 200 and path.is_file()
+    )
+    content = bytearray(newest.read_bytes())
+    content[100] ^= 1
+    newest.write_bytes(content)
+    (variant,) = variants_of(read_runs([run]))
+    found, notes = answers_of(variant, devices=1)
+    assert confusion(found).sum() == 10
+    assert notes == ["run: its answers are of step 4, its last line of 6."]
+
+    monkeypatch.delitem(DATASETS, "tiny")
+    found, (note,) = answers_of(variant, devices=1)
+    assert found is None
+    assert note.startswith("run: left out of confusion matrix and mistakes: unknown data set 'tiny'")
+
+    shutil.rmtree(run / "checkpoints")
+    found, (note,) = answers_of(variant, devices=1)
+    assert found is None
+    assert "no checkpoint yet" in note
+
+
+def test_several_outputs_an_image_are_not_confused(run):
+    (variant,) = variants_of(read_runs([run]))
+    one = variant.runs[0]
+    for loss in ("multilabel", "mean_squared_error"):
+        recipe = dataclasses.replace(one.recipe, loss=dataclasses.replace(one.recipe.loss, name=loss))
+        found, (note,) = answers_of(variant._replace(runs=(one._replace(recipe=recipe),)))
+        assert found is None
+        assert f"an image has several outputs ({loss})" in note
+
+
+def test_confusion_counts_class_and_answer_of_all_networks():
+    both = answers([0, 1, 2, 2], [[0, 2, 2, 1], [0, 1, 2, 1]], np.ones((2, 4)))
+    assert confusion(both).tolist() == [[2, 0, 0], [0, 1, 1], [0, 2, 2]]
+    pairs = most_confused(confusion(both))
+    assert [tuple(pair) for pair in pairs] == [(2, 1, 2, 0.5), (1, 2, 1, 0.5)]
+    assert most_confused(confusion(both), 1) == pairs[:1]
+
+
+def test_mistakes_begin_with_what_most_are_surest_of():
+    label = [0, 0, 0, 0, 1]
+    given = [[1, 1, 2, 0, 1], [1, 0, 2, 0, 0]]
+    sure = [[0.5, 0.99, 0.9, 1.0, 1.0], [0.7, 1.0, 0.8, 1.0, 0.0]]
+    found = mistakes(answers(label, given, sure))
+    assert [(one.place, one.label, one.answer, one.wrong) for one in found] == [
+        (2, 0, 2, 2),  # both wrong, 0.85 in the mean
+        (0, 0, 1, 2),  # both wrong, 0.6
+        (1, 0, 1, 1),
+        (4, 1, 0, 1),
+    ]
+    np.testing.assert_allclose([one.probability for one in found], [0.85, 0.6, 0.99, 0.0])
+    assert len(mistakes(answers(label, given, sure), 2)) == 2

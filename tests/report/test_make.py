@@ -1,0 +1,89 @@
+"""A report as files: where it is written, all or nothing, and what is refused."""
+
+import pytest
+from fabricated import vary, write_run
+from PIL import Image
+
+import resnet_jax.report.make
+from resnet_jax.cli import main
+from resnet_jax.errors import InputError
+from resnet_jax.report import make_report
+
+PICTURES = {"loss.png", "error.png", "rate.png", "speed.png", "waiting.png"}
+
+
+def names(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return write_run(tmp_path / "run")
+
+
+def test_one_run_is_reported_in_its_directory(run, capsys):
+    assert main(["report", "run", "--curves-only"]) == 0
+    assert names(run / "report") == {"index.html", *PICTURES}
+    assert capsys.readouterr().out == "run/report/index.html: 1 run of 1 recipe\n"
+    for name in PICTURES:
+        with Image.open(run / "report" / name) as picture:
+            assert picture.width > 500
+
+
+def test_several_runs_are_reported_in_report_and_leftovers_go(run, tmp_path, capsys):
+    write_run(tmp_path / "other", vary(batch_size=32), last=20)
+    assert main(["report", "run", "other", "--curves-only"]) == 0
+    out = capsys.readouterr().out
+    assert out == "other is not finished: step 20 of 30.\nreport/index.html: 2 runs of 2 recipes\n"
+    assert names(tmp_path / "report") == {"index.html", "final.png", *PICTURES}
+    (tmp_path / "report" / "mine.txt").touch()
+    assert main(["report", "run", "--curves-only", "--out", "report"]) == 0
+    assert names(tmp_path / "report") == {"index.html", "mine.txt", *PICTURES}
+
+
+def test_a_run_without_data_and_checkpoints_is_still_reported(run, capsys):
+    made = make_report([run])
+    (note,) = made.notes
+    assert note.startswith("run: left out of confusion matrix and mistakes: ")
+    assert note in made.page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "nothing: not a run directory (no recipe.json)"),
+        (["run", "nothing"], "nothing: not a run directory (no recipe.json)"),
+        ([], "report: of which runs?"),
+        (["run", "--out", "full"], "full: holds something else than a report; choose another --out"),
+        (["run", "--out", "full/a.txt"], "full/a.txt: is a file; choose another --out"),
+        (["run", "--curve"], "unknown field '--curve'; nearest: --curves-only"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_line(run, tmp_path, capsys, words, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    before = names(tmp_path)
+    assert main(["report", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert names(tmp_path) == before
+
+
+def test_what_fails_leaves_the_report_before_it(run, monkeypatch):
+    out = make_report([run], answers=False).page.parent
+    before = {name: (out / name).read_bytes() for name in names(out)}
+
+    def fail(contents):
+        raise InputError("no page")
+
+    monkeypatch.setattr(resnet_jax.report.make, "make_page", fail)
+    with pytest.raises(InputError, match="no page"):
+        make_report([run], answers=False)
+    assert {name: (out / name).read_bytes() for name in names(out)} == before
+
+
+def test_the_same_runs_give_the_same_bytes(run, tmp_path):
+    first, second = (make_report([run], tmp_path / name, answers=False).page.parent for name in "ab")
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names(first))

@@ -1,0 +1,183 @@
+"""The page: complete, self-contained, escaped, and the same colour for the same recipe everywhere."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fabricated import vary, write_run
+
+from resnet_jax.data.source import Example, Source
+from resnet_jax.report.answers import Answers
+from resnet_jax.report.figures import COLORS, DARK, QUALITY, SPEED, curves_of
+from resnet_jax.report.page import Contents, make_page
+from resnet_jax.report.runs import read_runs, variants_of
+
+SCRIPT = "<script>alert('$x$')</script>"
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, and its text."""
+
+    def __init__(self, content):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.feed(content.decode())
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    def svgs(self):
+        kind = "data:image/svg+xml;base64,"
+        return [base64.b64decode(i["src"][len(kind) :]).decode() for i in self.all("img") if i["src"].startswith(kind)]
+
+
+def page_of(*paths, answers=None, notes=()):
+    variants = variants_of(read_runs(paths))
+    return Page(make_page(Contents(variants, answers or [None] * len(variants), notes)))
+
+
+def answers(classes, wrong=(), channels=1, networks=1):
+    """Of networks that are right about three images of each class but for some (place, answer)."""
+    label = np.repeat(np.arange(len(classes)), 3)
+    answer = np.tile(label, (networks, 1))
+    for place, other in wrong:
+        answer[:, place] = other
+    image = np.zeros((8, 8, channels), np.uint8)
+    source = Source(len(label), tuple(classes), lambda i: Example(image, int(label[i])))
+    return Answers(source, label, answer, np.full(answer.shape, 0.75))
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two recipes with three seeds each: 98, 99 and 100 % right, and 88, 89 and 90 %."""
+    return [
+        write_run(tmp_path / f"{name}{s}", vary(recipe, seed=s), (0.5, end + s / 100))
+        for name, recipe, end in (("a", vary(), 0.98), ("b", vary(optimizer_lr=0.2), 0.88))
+        for s in range(3)
+    ]
+
+
+def test_the_page_needs_nothing_else(two):
+    page = page_of(*two, answers=[answers("ab", [(0, 1)]), None])
+    links = [(tag, a[k]) for tag, a in page.elements for k in ("src", "href", "srcset", "data", "action") if k in a]
+    assert links
+    assert all(link.startswith("data:") for _, link in links)
+    assert {tag for tag, _ in page.elements} & {"script", "iframe", "object", "base", "form"} == set()
+    style = page.text + "".join(a.get("style", "") for _, a in page.elements)
+    for text in (style, *page.svgs()):
+        assert not re.search(r"@import|url\((?!#)", text)  # an SVG refers to its own parts by url(#...)
+        assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
+
+
+def test_the_page_can_be_read_out(two):
+    page = page_of(*two, answers=[answers("ab", [(0, 1)]), None])
+    assert page.all("html") == [{"lang": "en"}]
+    assert "resnet20 on digits" in page.text
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
+    assert any(
+        "Error by epoch: lr 0.1, train ends at 1; lr 0.1, test ends at 1;" in image["alt"] for image in page.all("img")
+    )
+
+
+def test_results_are_means_over_seeds(two):
+    text = page_of(*two).text
+    for words in (
+        "99.00 % ± 1.00 (3)",
+        "89.00 % ± 1.00 (3)",
+        "60.0 ± 0.0 s (3)",
+        "25.00 % ± 0.00 (3)",
+        "4 x TPU v5 lite",
+    ):
+        assert words in text
+    assert "optimizer.lr0.10.2" in text  # what differs
+
+
+def test_one_run_shows_its_number_alone(tmp_path):
+    page = page_of(write_run(tmp_path / "run"))
+    assert "99.00 %test accuracy, 1 of 100 wrong" in page.text
+    assert "±" not in page.text
+    assert "Runs" not in page.text
+
+
+def test_a_recipe_has_one_colour(two):
+    variants = variants_of(read_runs(two))
+    for panel in (*QUALITY, *SPEED):
+        curves = curves_of(panel, variants)
+        assert {c.label.split(",")[0]: c.color for c in curves} == {"lr 0.1": COLORS[0], "lr 0.2": COLORS[1]}
+    page = page_of(*two)
+    styles = [f"--light:{color};--dark:{DARK[color]}" for color in COLORS[:2]]
+    swatches = [a["style"] for a in page.all("span") if a.get("class") == "swatch"]
+    assert set(swatches) == set(styles)
+    assert swatches[:2] == styles
+    assert len(page.svgs()) == 6
+    for svg in page.svgs():  # colours are named, for a reader in the dark
+        drawn = {int(number) for number in re.findall(r"var\(--c(\d+)\)", svg)} & set(range(len(COLORS)))
+        assert drawn == {0, 1}
+        assert all(f"--c{n}: {color};" in svg for n, color in enumerate(COLORS))
+
+
+def test_text_of_users_is_text(tmp_path):
+    recipe = vary(data_name=f"folder:{SCRIPT}")
+    run = write_run(tmp_path / "<b>run", recipe, classes=(SCRIPT, "b"))
+    other = write_run(tmp_path / "other", vary(data_name="folder:$y$"))
+    page = page_of(run, other, answers=[answers((SCRIPT, "b"), [(0, 1)]), None], notes=[SCRIPT])
+    assert not page.all("script")
+    assert not any(tag == "b" and attributes for tag, attributes in page.elements)
+    assert page.text.count(SCRIPT) > 5
+    assert "<b>run" in page.text
+    assert not any("<script" in svg for svg in page.svgs())
+
+
+def test_the_matrix_of_few_classes_is_a_table(tmp_path):
+    page = page_of(write_run(tmp_path / "run"), answers=[answers("abc", [(0, 2), (1, 2)])])
+    cells = [a["class"] for a in page.all("td") if a.get("class") in ("right", "wrong", "none")]
+    assert cells == ["right", "none", "wrong", "none", "right", "none", "none", "none", "right"]
+    assert "All 9 images of the test split" in page.text
+    assert page.text.count("75.0 %") == 2  # a picture of each mistake
+    assert [i["alt"] for i in page.all("img") if i.get("class") == "small"] == ["a, taken for c"] * 2
+
+
+@pytest.mark.parametrize(("classes", "pictures"), [(21, 6), (201, 5)])
+def test_many_classes_are_told_by_their_confusions(tmp_path, classes, pictures):
+    names = [f"class {i}" for i in range(classes)]
+    page = page_of(write_run(tmp_path / "run"), answers=[answers(names, [(0, 5), (1, 5), (9, 1)], channels=2)])
+    assert len(page.svgs()) == pictures
+    assert "class 0class 5266.7 %class 3class 1133.3 %" in page.text
+    assert not any(a.get("class") == "mistakes" for a in page.all("div"))  # two channels are no picture
+
+
+def test_regression_has_a_loss_alone(tmp_path):
+    page = page_of(write_run(tmp_path / "run", vary(loss_name="mean_squared_error"), (None, None, None)))
+    assert "0.0667test loss" in page.text
+    assert "accuracy" not in page.text.split("All 91 fields")[0].split("}")[-1]
+    assert len(page.svgs()) == 4
+
+
+def test_unfinished_runs_say_how_far_they_are(tmp_path):
+    paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", vary(optimizer_lr=0.2), last=15)]
+    page = page_of(*paths)
+    assert "lr 0.2step 15 of 3099.00 %" in page.text
+    assert "lr 0.199.00 %" in page.text
+
+
+def test_nothing_measured_yet(tmp_path):
+    page = page_of(write_run(tmp_path / "run", accuracies=()))
+    assert "Nothing is measured yet." in page.text
+    assert not page.svgs()
+
+
+def test_no_environment_and_a_single_line(tmp_path):
+    run = write_run(tmp_path / "run", accuracies=(1.0,))
+    (run / "environment.json").unlink()
+    page = page_of(run)
+    assert "hardwareunknown" in page.text
+    assert len(page.svgs()) == 5
