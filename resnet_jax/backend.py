@@ -10,16 +10,24 @@ import jax
 _WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
+# Barriers, as of `resnet_jax.model.kernels.once`, hold until code is generated; on CPUs XLA drops them before it fuses.
+_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
 @lru_cache
 def compiler_options() -> dict[str, str]:
-    """Options for `jax.jit(..., compiler_options=...)` of networks; on a CPU they leave faulty fusions out.
+    """Options for `jax.jit(..., compiler_options=...)` of networks: on CPUs they keep faulty and slow fusions out.
 
-    Empty on other backends, and where the compiler no longer knows the option.
+    Empty on other backends; without an option that the compiler no longer knows.
     """
     if jax.default_backend() != "cpu":
         return {}
+    return {name: value for option in (_WITHOUT_YNN, _BARRIERS) if _is_known(option) for name, value in option.items()}
+
+
+def _is_known(option: dict[str, str]) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=_WITHOUT_YNN)()
+        jax.jit(lambda: 0, compiler_options=option)()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return _WITHOUT_YNN
+        return False
+    return True

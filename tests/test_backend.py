@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.backend import compiler_options
+from resnet_jax.model import kernels
 from resnet_jax.model.zoo import published
 
 
@@ -12,8 +13,20 @@ def jitted(function):
     return jax.jit(function, compiler_options=compiler_options())
 
 
-def test_the_compiler_knows_the_option():
-    assert compiler_options(), "the option is gone: see whether the fault is, too"
+def test_the_compiler_knows_the_options():
+    assert "xla_cpu_experimental_ynn_fusion_type" in compiler_options(), "see whether the fault is gone, too"
+
+
+def test_what_stands_before_a_barrier_is_computed_once():
+    def shared(x, y):
+        z = kernels.once(jax.nn.relu(x + y))
+        return z.T * 2, z + 1
+
+    x = jnp.ones((8, 8))
+    text = jitted(shared).lower(x, x).compile().as_text()
+    assert "opt-barrier" in text
+    assert text.count("maximum(") == 1
+    np.testing.assert_array_equal(jitted(shared)(x, x)[0], 4)
 
 
 def test_half_precision_resnet20_is_finite():

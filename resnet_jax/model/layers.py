@@ -75,7 +75,7 @@ class Conv(nn.Module):
 
     def convolve(self, x: Array, kernel: Array) -> Array:
         """The convolution with a kernel (spatial..., c / groups, features)."""
-        window = kernel.shape[:-2]
+        x, window = kernels.once(x), kernel.shape[:-2]
         strides = extents(self.stride, len(window))
         if self.groups == 1 and max(window) == 1:
             return kernels.pointwise(x, kernel, strides)

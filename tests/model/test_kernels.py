@@ -64,6 +64,13 @@ def test_mean_and_spread(shape, dtype):
     assert_same(lambda x: jnp.square(x - kernels.spread(kernels.mean(x), shape)), x)
 
 
+def test_once(dtype):
+    x = normal((2, 4, 3), 0, dtype)
+    assert_same(lambda x: kernels.once(jnp.sin(x)) * x, x)
+    with kernels.using(True):
+        chex.assert_trees_all_equal(jax.vmap(kernels.once)(x), x)
+
+
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 7, 2), (2, 5, 6, 3), (1, 3, 4, 5, 2), (1, 1, 1, 3)])
 def test_pointwise(shape, strides, dtype):
