@@ -12,7 +12,6 @@ says so. Needs torch with CUDA for its rows; fits in eight minutes (`--minutes`)
 import argparse
 import dataclasses
 import importlib.metadata
-import inspect
 import json
 import os
 import statistics
@@ -35,7 +34,7 @@ from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.zoo import published
 from resnet_jax.recipe import Recipe
 from resnet_jax.train.feed import Pick, supply, training_items
-from resnet_jax.train.job import initial, make_advance, open_sources, prepare
+from resnet_jax.train.job import initial, make_advance, open_sources, prepare, step_key, unjitted_advance
 
 LR, MOMENTUM, HELD = 0.01, 0.9, 2  # HELD: batches that lie on the device
 SECONDS = 1.5  # of a round
@@ -71,24 +70,25 @@ def ours(recipe: Recipe, together: int = 1) -> Step:
     splits = made_up(recipe)
     sources = open_sources(recipe, Path("data"), splits)
     job = prepare(recipe, sources.dataset, 1)
-    state, data, advance = initial(job), supply(sources.train, job.mesh), make_advance(job)
+    state, data, key = initial(job), supply(sources.train, job.mesh), step_key(job)
     items = training_items(data, recipe.seed, recipe.batch_size, range(10**9))
     if together == 1:
+        advance = make_advance(job)
 
         def step() -> Any:
             nonlocal state
-            *new, told = advance(*state, next(items), None)
+            *new, told = advance(*state, next(items), key, None)
             state = (new[0], new[1])
             return told
 
         return step
 
-    resident, within = data.resident, inspect.unwrap(advance)  # compiled as a part of what calls it
+    resident, within = data.resident, unjitted_advance(job)
     assert resident is not None
 
     def several(state: Any, picks: Any) -> Any:
         def one(state: Any, indices: jax.Array) -> Any:
-            return within(*state, Pick(resident, indices, None), None)[:2], None
+            return within(*state, Pick(resident, indices, None), key, None)[:2], None
 
         return lax.scan(one, state, picks)[0]
 

@@ -26,7 +26,7 @@ from resnet_jax.bench.step import Bounds, measure_step, subject_of
 from resnet_jax.preflight import abstract_batch
 from resnet_jax.train.compiled import collectives
 from resnet_jax.train.directory import Dataset
-from resnet_jax.train.job import abstract, make_advance, prepare
+from resnet_jax.train.job import abstract, make_advance, prepare, step_key
 
 PICTURE = Path("experiments/pictures/growth.png")
 BATCHES = (8, 16, 32, 64, 128, 256)
@@ -51,7 +51,7 @@ def meetings(network: str, devices: int, group: int | None) -> int:
     recipe = subject_of(network).recipe
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, norm_group=group), batch_size=64)
     job = prepare(recipe, Dataset(tuple("0123456789"), (32, 32, 3), 50_000, ""), devices)
-    compiled = make_advance(job).lower(*abstract(job), abstract_batch(job), None).compile()
+    compiled = make_advance(job).lower(*abstract(job), abstract_batch(job), step_key(job), None).compile()
     return sum(found.count for found in collectives(compiled.as_text() or "").values())
 
 

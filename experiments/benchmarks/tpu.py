@@ -34,7 +34,8 @@ def ours(topology: str, group: int | None) -> jax.stages.Compiled:
     """The step that `resnet-jax train` takes, for a slice."""
     grouped = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, norm_group=group))
     job = prepare(grouped, data_of(grouped, Path("data"))[0])._replace(mesh=mesh_of(describe(topology)))
-    return make_advance(job).lower(*abstract(job), abstract_batch(job), None).compile()
+    key = jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated(job.mesh))
+    return make_advance(job).lower(*abstract(job), abstract_batch(job), key, None).compile()
 
 
 def plain(topology: str) -> jax.stages.Compiled:
