@@ -88,7 +88,8 @@ def ours(recipe: Recipe, together: int = 1) -> Step:
 
     def several(state: Any, picks: Any) -> Any:
         def one(state: Any, indices: jax.Array) -> Any:
-            return within(*state, Pick(resident, indices, None), key, None)[:2], None
+            training, sums = state
+            return within(training, sums, Pick(resident, indices, None), key, None)[:2], None
 
         return lax.scan(one, state, picks)[0]
 
