@@ -4,13 +4,20 @@ import ast
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from conftest import ROOT
 
 from resnet_jax.cli import main
+from resnet_jax.data.source import from_arrays
+from resnet_jax.model.resnet import ResNet
+from resnet_jax.model.stems import CifarStem
+from resnet_jax.model.zoo import MODELS
 from resnet_jax.recipe import Optimizer, Recipe, Schedule, check, fields_of, from_json, load_recipe, to_json
 from resnet_jax.train.directory import Dataset
+from resnet_jax.train.habits import Habits
 from resnet_jax.train.job import abstract, prepare
+from resnet_jax.train.run import train_recipe
 
 HOME = ROOT / "experiments"
 RECIPES = ("cifar10", "finetune", "imagenet")  # the other folders hold scripts
@@ -47,6 +54,30 @@ def test_every_experiment_can_be_built(path):
     rates = [float(job.schedule(step)) for step in range(0, job.steps, -(-job.steps // 50))]
     assert max(rates) == pytest.approx(recipe.optimizer.lr, rel=0.05)
     assert float(job.schedule(job.steps - 1)) < 0.01 * recipe.optimizer.lr + 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda p: p.stem)
+def test_every_experiment_trains(path, tmp_path, monkeypatch):
+    """Two steps of the recipe as it is, but for a tiny network on a few small images."""
+    monkeypatch.setitem(MODELS, "tiny", ResNet((1, 1), stem=CifarStem, width=4))
+    recipe = load_recipe(path)
+    group, channels = recipe.model.norm_group and 4, DATASETS[recipe.data.name].image_shape[-1]
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, name="tiny", shortcut=None, pretrained=None, norm_group=group),
+        data=dataclasses.replace(recipe.data, size=None),
+        augment=dataclasses.replace(recipe.augment, crop_from="resized", crop_size=None),
+        batch_size=24,
+    )
+    images = np.random.default_rng(0).integers(0, 256, (48, 16, 16, channels), np.uint8)
+    source = from_arrays(images, np.arange(48) % 10, list("0123456789"))
+    result = train_recipe(
+        recipe, tmp_path, splits=(source, source), devices=1, habits=Habits(stop_at=2, evaluate_every=2)
+    )
+    assert result.step == 2
+    assert np.isfinite(result.lines[-1]["train_loss"])
+    assert recipe.ema == 0 or "ema_test_loss" in result.lines[-1]
 
 
 def test_digits_is_the_default():

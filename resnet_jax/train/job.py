@@ -35,7 +35,7 @@ Shard = Literal["nothing", "params"]
 
 _KINDS = {2: "sequences", 3: "images", 4: "video"}  # by the axes of an example
 
-_QUICKLY = {"xla_backend_optimization_level": 1}  # for what runs once; compiling takes a third less
+_QUICKLY = {"xla_backend_optimization_level": 1}  # for what runs once, so that compiling it is what counts
 
 
 class Job(NamedTuple):
