@@ -6,14 +6,13 @@ Times the very step that trains on the processor at hand, and counts how often a
 them meet. Writes the figures as tables and draws growth.png into experiments/pictures.
 """
 
-import os
-
-if __name__ == "__main__":  # before jax is imported
-    os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-
 import argparse
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +54,14 @@ def meetings(network: str, devices: int, group: int | None) -> int:
     return sum(found.count for found in collectives(compiled.as_text() or "").values())
 
 
+def counted() -> dict[str, dict[int, int]]:
+    """How often devices meet, with groups of BatchNorm and without, as another process with virtual devices finds."""
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    words = [sys.executable, "-m", "experiments.benchmarks.growth", "--count"]
+    done = subprocess.run(words, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return {name: {int(n): count for n, count in counts.items()} for name, counts in json.loads(done.stdout).items()}
+
+
 def slope(points: Points) -> float:
     """The power of x with which y grows from the middle of the points to the last one."""
     (x0, y0), (x1, y1) = [*points.items()][len(points) // 2], [*points.items()][-1]
@@ -74,7 +81,7 @@ def draw(panels: dict[str, tuple[Points, str]], met: Mapping[str, Mapping[int, i
         )
         axes.plot(xs, ys, color="#4c78a8", lw=1.8, marker="o", ms=4, label="measured")
         axes.set(xscale="log", yscale="log", xlabel=label, title=title)
-        axes.set_xticks(xs, [str(x) for x in xs])
+        axes.set_xticks(xs, [str(x) for x in xs], fontsize=8)
         axes.minorticks_off()
     timed[0].set_ylabel("ms a step")
     for (label, counts), color in zip(met.items(), ("#4c78a8", "#e4572e"), strict=True):
@@ -98,7 +105,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each point, compiling aside")
     parser.add_argument("--out", type=Path, default=PICTURE)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.count:
+        ways = {f"BatchNorm over {GROUP} images": GROUP, "over the whole batch": None}
+        return print(json.dumps({name: {n: meetings("resnet20", n, g) for n in DEVICES} for name, g in ways.items()}))
     seconds = arguments.seconds
     panels = {
         "images a step": (
@@ -117,14 +128,11 @@ def main() -> None:
     for label, (points, title) in panels.items():
         print(f"{title}; at the end with {label} to the power of {slope(points):.2f}\n")
         table(label, points)
-    met = {
-        f"BatchNorm over {GROUP} images": {n: meetings("resnet20", n, GROUP) for n in DEVICES},
-        "over the whole batch": {n: meetings("resnet20", n, None) for n in DEVICES},
-    }
+    met = counted()
     for name, counts in met.items():
         print(f"collectives a step, {name}: {', '.join(f'{n} devices {count}' for n, count in counts.items())}")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
-    draw(panels, met, arguments.out)
+    return draw(panels, met, arguments.out)
 
 
 if __name__ == "__main__":

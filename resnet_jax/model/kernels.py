@@ -58,7 +58,7 @@ def max_pool(x: Array, window: Extents, strides: Extents, padding: Extents) -> A
     """Largest value in each window of (b, spatial..., c), padded by minus infinity on both sides.
 
     Of equal values the gradient goes to the first, in the order of memory, as in XLA and PyTorch. On CPUs by slices:
-    with its gradient .14 of the time (8 images of 112x112x64; jax 0.10.2, one core of a busy server).
+    with its gradient .35 of the time (8 images of 112x112x64; jax 0.10.2, two cores of a shared server).
     """
     return _max_pool(x, window, strides, padding, used())
 
@@ -85,8 +85,8 @@ def once(x: Array) -> Array:
 def mean(x: Array) -> Array:
     """(g, b, ..., c) -> (g, 1, ..., 1, c): the means of each group and channel.
 
-    On CPUs as products with ones: a BatchNorm with ReLU and its gradient then take between .03 and .6 times as long (8
-    images of 56x56x256 and 14x14x1024 .16 and .03, 128 of 32x32x16 .36; jax 0.10.2, one core of a busy server).
+    On CPUs as products with ones: a BatchNorm with ReLU and its gradient then take .52 of the time (8 images of
+    56x56x256), .04 (8 of 14x14x1024) and .73 (128 of 32x32x16; jax 0.10.2, two cores of a shared server).
     """
     return _mean(x, used())
 
