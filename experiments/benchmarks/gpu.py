@@ -43,15 +43,15 @@ TOGETHER = 50  # steps a call
 # name: (how a step is made, XLA_FLAGS)
 WAYS: dict[str, tuple[str, str]] = {
     "resnet_jax": ("ours", ""),
+    "flax, plain": ("plain", ""),
+    "torch": ("torch", ""),
+    "torch, compiled": ("torch_compiled", ""),
     f"resnet_jax, {TOGETHER} steps a call": ("together", ""),
     "resnet_jax, fused convolutions": ("ours", "--xla_gpu_experimental_enable_conv_fusion=true"),
     "resnet_jax, NHWC forced": ("ours", "--xla_gpu_force_conv_nhwc=true"),
     "resnet_jax, cuDNN fusion level 2": ("ours", "--xla_gpu_cudnn_gemm_fusion_level=2"),
     "resnet_jax, no command buffers": ("ours", "--xla_gpu_enable_command_buffer="),
     "resnet_jax, no autotuning": ("ours", "--xla_gpu_autotune_level=0"),
-    "flax, plain": ("plain", ""),
-    "torch": ("torch", ""),
-    "torch, compiled": ("torch_compiled", ""),
 }
 
 Step = Callable[[], Any]  # takes one step, or `TOGETHER`, and returns what is ready when it is done
