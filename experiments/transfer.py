@@ -20,7 +20,6 @@ Times are noisy. A step of the last two costs the same; the head alone needs no 
 """
 
 import argparse
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from rich.console import Console
 
 from resnet_jax import train_recipe
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
+from resnet_jax.spread import spread
 from resnet_jax.train.directory import read_dataset
 
 # Pixels as nearly all published weights expect them, akamaster's for CIFAR-10 among them
@@ -51,11 +51,10 @@ class Measured:
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.accuracies)
+        return spread(self.accuracies).mean
 
     def __str__(self) -> str:
-        spread = f" ± {100 * statistics.stdev(self.accuracies):.2f}" if len(self.accuracies) > 1 else ""
-        return f"{100 * self.mean:.2f} %{spread} (n = {len(self.accuracies)})"
+        return f"{spread(self.accuracies, 0.01).written(2, ' %')} (n = {len(self.accuracies)})"
 
 
 def recipe_of(folder: str, weights: str, model: str, size: int, epochs: int) -> Recipe:
@@ -80,7 +79,7 @@ def measure(way: str, recipe: Recipe, seeds: int, out: Path) -> Measured:
         run = out / f"{way.replace(' ', '-')}-{seed}"
         ends.append(train_recipe(replace(recipe, seed=seed), run, console=Console(quiet=True)).lines[-1])
     accuracies = tuple(line["test_accuracy"] for line in ends)
-    return Measured(way, accuracies, statistics.mean(line["seconds"] for line in ends))
+    return Measured(way, accuracies, spread([line["seconds"] for line in ends]).mean)
 
 
 def draw(found: list[Measured], title: str, path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from resnet_jax.data.datasets import open_split
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
-from resnet_jax.train.evaluate import Metrics, make_evaluate
+from resnet_jax.train.evaluate import Metrics, make_evaluation, to_the_end
 from resnet_jax.train.feed import supply
 from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import Job, fit_of, require_kind
@@ -34,8 +34,8 @@ def evaluate_run(
     """
     job, state = open_trained(run, like, which, data_dir=data_dir or Path("data"), devices=devices)
     source = open_measured(run, job, split, data_dir)
-    evaluate = make_evaluate(job.model, job.recipe.data, job.mesh, loss=job.measure, right=job.right)
-    return int(state.step), evaluate(state, supply(source, job.mesh, feeding))
+    evaluation = make_evaluation(job.model, job.recipe.data, job.mesh, loss=job.measure, right=job.right)
+    return int(state.step), to_the_end(evaluation(state, supply(source, job.mesh, feeding)))
 
 
 def open_measured(run: Path | str, job: Job, split: str, data_dir: Path | None = None) -> Source:

@@ -15,7 +15,7 @@ LAYERS = (
     {"model", "data", "hosts"},
     {"recipe", "weights"},
     {"train"},
-    {"trained", "summary", "curves", "sheet"},
+    {"trained", "summary", "curves", "sheet", "spread"},
     {"evaluation", "predict", "conversion", "preparation", "doctor", "fitting", "preflight"},
     {"bench", "explain", "report"},
     {"parse"},

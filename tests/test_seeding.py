@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.cli import main
-from resnet_jax.cli.seeding import mean_and_std, parse_seeds
+from resnet_jax.cli.seeding import parse_seeds
 from resnet_jax.recipe import to_json
 from resnet_jax.train.directory import read_metrics
 
@@ -98,9 +98,3 @@ def test_an_error_of_one_is_in_the_exit_code_and_not_in_the_mean(monkeypatch, ca
     assert captured.err.startswith("resnet-jax: seed 1: x/seed1/checkpoints: no checkpoint is intact")
     assert re.search(r"^ *n = 2 +mean ± std", captured.out, re.M)
     assert "not at the end: seed 1;" in captured.out
-
-
-def test_mean_and_standard_deviation():
-    values = [0.91, 0.93, 0.9, 0.955]
-    assert mean_and_std(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert mean_and_std([0.5]) == (0.5, None)

@@ -24,7 +24,7 @@ import torch
 from flax import linen as nn
 from torch.nn import functional
 
-from experiments.benchmarks.plain_flax import FlaxNetwork
+from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 from experiments.benchmarks.plain_torch import TorchNetwork
 from resnet_jax.backend import compiler_options
 from resnet_jax.model import kernels
@@ -49,28 +49,17 @@ def jax_way(
     model: nn.Module, variables: dict, images: np.ndarray, labels: np.ndarray, options: dict, fast: bool
 ) -> Way:
     """A way in JAX, compiled with these options, with our kernels or without."""
-    optimizer, x = optax.sgd(LR, MOMENTUM), jnp.asarray(images)
-
-    def train(params: dict, statistics: dict, slots: Any, x: jax.Array) -> tuple:
-        def objective(params: dict) -> tuple:
-            now = {"params": params, "batch_stats": statistics}
-            logits, updated = model.apply(now, x, train=True, mutable=["batch_stats"])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), updated["batch_stats"]
-
-        (loss, after), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, slots = optimizer.update(grads, slots, params)
-        return optax.apply_updates(params, updates), after, slots, loss
-
+    optimizer, (x, y) = optax.sgd(LR, MOMENTUM), map(jnp.asarray, (images, labels))
     params, stats = jax.tree.map(jnp.array, (variables["params"], variables["batch_stats"]))
     state = [params, stats, optimizer.init(params)]
     with kernels.using(fast):
-        step = jax.jit(train, donate_argnums=(0, 1, 2), compiler_options=options).lower(*state, x).compile()
+        train = jax.jit(sgd_step(model, optimizer), donate_argnums=(0, 1, 2), compiler_options=options)
+        step = train.lower(*state, x, y).compile()
         apply = jax.jit(model.apply, compiler_options=options)
         answer = apply.lower({"params": params, "batch_stats": stats}, x).compile()
 
     def once() -> float:
-        *state[:], loss = step(*state, x)
+        *state[:], loss = step(*state, x, y)
         return float(loss)
 
     return Way(once, lambda: jax.block_until_ready(answer({"params": state[0], "batch_stats": state[1]}, x)))

@@ -106,26 +106,16 @@ def ours(recipe: Recipe, together: int = 1) -> Step:
 
 def plain(recipe: Recipe) -> Step:
     """A step as flax's examples write it, with images normalised before."""
-    from experiments.benchmarks.plain_flax import FlaxNetwork
+    from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 
     like = published(recipe.model.name)
     assert isinstance(like, ResNet)
     model, optimizer = FlaxNetwork(like, recipe.model.dtype), optax.sgd(LR, MOMENTUM)
     images, labels = map(jnp.asarray, arrays(recipe))
 
-    def train(params: Any, statistics: Any, slots: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def objective(params: Any) -> Any:
-            now = {"params": params, "batch_stats": statistics}
-            logits, after = model.apply(now, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), after["batch_stats"]
-
-        (loss, after), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, slots = optimizer.update(grads, slots, params)
-        return optax.apply_updates(params, updates), after, slots, loss
-
     variables = jax.jit(model.init)(jax.random.key(0), images[:2])
     state = variables["params"], variables["batch_stats"], jax.jit(optimizer.init)(variables["params"])
-    call = jax.jit(train, donate_argnums=(0, 1, 2))
+    call = jax.jit(sgd_step(model, optimizer), donate_argnums=(0, 1, 2))
 
     def step() -> Any:
         nonlocal state

@@ -9,12 +9,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
 from resnet_jax.model.resnet import ResNet
 
 Make = Callable[..., Callable[[jax.Array], jax.Array]]
+
+
+def sgd_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any, Any, Any]]:
+    """(params, statistics, slots, images, labels) -> the first three after a step, and its loss; not compiled."""
+
+    def step(params: Any, statistics: Any, slots: Any, images: jax.Array, labels: jax.Array) -> tuple:
+        def objective(params: Any) -> tuple[jax.Array, Any]:
+            now = {"params": params, "batch_stats": statistics}
+            logits, updated = model.apply(now, images, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated["batch_stats"]
+
+        (loss, after), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        updates, slots = optimizer.update(grads, slots, params)
+        return optax.apply_updates(params, updates), after, slots, loss
+
+    return step
 
 
 class FlaxNetwork(nn.Module):

@@ -12,13 +12,12 @@ and temporaries.
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.benchmarks.plain_flax import FlaxNetwork
+from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 from experiments.benchmarks.preflight import recipe
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.zoo import published
@@ -45,23 +44,14 @@ def plain(topology: str) -> jax.stages.Compiled:
     model, mesh = FlaxNetwork(like, jnp.bfloat16), mesh_of(describe(topology))
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.4, 0.9, nesterov=True))
 
-    def step(params: Any, statistics: Any, slots: Any, images: jax.Array, labels: jax.Array) -> Any:
-        def objective(params: Any) -> Any:
-            now = {"params": params, "batch_stats": statistics}
-            logits, after = model.apply(now, images, train=True, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), after["batch_stats"]
-
-        (loss, after), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, slots = optimizer.update(grads, slots, params)
-        return optax.apply_updates(params, updates), after, slots, loss
-
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *like.input_shape)))
     state = variables["params"], variables["batch_stats"], jax.eval_shape(optimizer.init, variables["params"])
     everywhere, rows = replicated(mesh), split(mesh)
     state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), state)
     images = jax.ShapeDtypeStruct((recipe.batch_size, *like.input_shape), jnp.float32, sharding=rows)
     labels = jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32, sharding=rows)
-    return jax.jit(step, donate_argnums=(0, 1, 2)).lower(*state, images, labels).compile()
+    step = jax.jit(sgd_step(model, optimizer), donate_argnums=(0, 1, 2))
+    return step.lower(*state, images, labels).compile()
 
 
 def row(topology: str, way: str) -> str:

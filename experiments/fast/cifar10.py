@@ -14,7 +14,6 @@ the end, which is looked at once; then mean +- standard deviation. bfloat16 but 
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -36,6 +35,7 @@ from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.model.layers import Conv
 from resnet_jax.model.norm import BatchNorm
 from resnet_jax.recipe import Augment, Data, Recipe
+from resnet_jax.spread import spread
 from resnet_jax.train.preprocess import make_preprocess
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -184,6 +184,10 @@ def programs(model: ResNet9, count: int, batch: int, steps: int) -> Programs:
         return State(fast, slow, statistics, slots, state.step + 1), loss / batch
 
     def advance(state: State, key: Array, images: Array, labels: Array, indices: Array) -> tuple[State, Array]:
+        """One step is written out: in a loop convolutions are many times as slow on CPUs."""
+        if len(indices) == 1:
+            state, loss = step(key, images, labels, state, indices[0])
+            return state, loss[None]
         return lax.scan(partial(step, key, images, labels), state, indices)
 
     def right(state: State, images: Array, labels: Array) -> Array:
@@ -202,7 +206,7 @@ def train(run: Programs, seed: int, data: tuple[Array, Array], batch: int, steps
     """The state after all steps, and the last mean loss."""
     key, count = jax.random.key(seed), len(data[0])
     state, loss = run.begin(key, data[0]), jnp.zeros(1)
-    length = 1 if jax.default_backend() == "cpu" else count // batch  # convolutions in loops are slow on CPUs
+    length = 1 if jax.default_backend() == "cpu" else count // batch  # see `advance`
     for at in range(0, steps, length):
         numbers = range(at, min(at + length, steps))
         indices = np.stack([batch_indices(seed, number, batch, count) for number in numbers])
@@ -246,8 +250,7 @@ def main() -> None:
         print(f"| {seed} | {seconds:.2f}{note} | {loss:.3f} | {found[-1][1]:.2f} |", flush=True)
     for name, values in (("seconds", [s for s, _ in found[1:]]), ("accuracy", [a for _, a in found])):
         if values:
-            spread = f" +- {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            print(f"{name}: {statistics.mean(values):.2f}{spread} (n = {len(values)})")
+            print(f"{name}: {spread(values).written(2)} (n = {len(values)})")
     print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}")
 
 

@@ -147,7 +147,7 @@ def main() -> None:
     for (norm, split), values in found.items():
         least = [int(np.argmax(curve >= 0.9)) + 1 if curve.max() >= 0.9 else None for curve in values]
         ninety = ", ".join("never" if each is None else str(each) for each in least)
-        rows.append([f"{norm}, {split}", trials.spread(100 * values[:, -1], 1), ninety])
+        rows.append([f"{norm}, {split}", trials.over_seeds(100 * values[:, -1], 1), ninety])
     trials.table(["", "test accuracy at the end, %", "rounds to 90 %, seed by seed"], rows)
     draw(found, a.data, a.out)
 

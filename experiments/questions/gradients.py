@@ -140,7 +140,7 @@ def main() -> None:
             [
                 f"{kind}{depth}",
                 *(f"{first:.1e} {last:.1e}" for first, last in ends),
-                trials.spread(norms.loss[:, -10:].mean(1)),
+                trials.over_seeds(norms.loss[:, -10:].mean(1)),
             ]
         )
     cases = ["BatchNorm", "no norm, He", "no norm, Glorot", f"BatchNorm, step {a.steps}", "loss, last 10 steps"]

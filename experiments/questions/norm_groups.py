@@ -80,9 +80,9 @@ def main() -> None:
     rows = [
         [
             group,
-            trials.spread(trials.late(each.loss), 4),
-            trials.spread(100 * each.train),
-            trials.spread(100 * each.held),
+            trials.over_seeds(trials.late(each.loss), 4),
+            trials.over_seeds(100 * each.train),
+            trials.over_seeds(100 * each.held),
         ]
         for group, each in found.items()
     ]

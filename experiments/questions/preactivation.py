@@ -83,7 +83,7 @@ def main() -> None:
             f"{name}, warm-up {warmup}",
             f"{loss.max():.1f}",
             f"{steps_to(loss, 0.5):.0f}",
-            trials.spread(trials.late(loss), 3),
+            trials.over_seeds(trials.late(loss), 3),
         ]
         for (name, warmup), loss in found.items()
     ]

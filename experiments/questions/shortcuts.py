@@ -90,8 +90,8 @@ def main() -> None:
             f"{costs[option].parameters:,}",
             f"{costs[option].multiply_adds / 1e6:.2f}",
             f"{1000 * brought.seconds:.0f}",
-            trials.spread(trials.late(brought.loss), 4),
-            trials.spread(100 * (1 - brought.accuracy)),
+            trials.over_seeds(trials.late(brought.loss), 4),
+            trials.over_seeds(100 * (1 - brought.accuracy)),
         ]
         for option, brought in found.items()
     ]

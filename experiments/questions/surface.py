@@ -139,10 +139,10 @@ def main() -> None:
         rows.append(
             [
                 name,
-                trials.spread(np.array([each.trained for each in surfaces]), 3),
-                trials.spread(np.array([plane[len(plane) // 2, len(plane) // 2] for plane in planes]), 3),
-                trials.spread(100 * np.array([below(plane) for plane in planes]), 0),
-                trials.spread(np.array([valleys(plane) for plane in planes]), 1),
+                trials.over_seeds(np.array([each.trained for each in surfaces]), 3),
+                trials.over_seeds(np.array([plane[len(plane) // 2, len(plane) // 2] for plane in planes]), 3),
+                trials.over_seeds(100 * np.array([below(plane) for plane in planes]), 0),
+                trials.over_seeds(np.array([valleys(plane) for plane in planes]), 1),
             ]
         )
     trials.table(["", "loss trained to", "at the centre", "% of the plane below guessing", "valleys"], rows)

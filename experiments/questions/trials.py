@@ -24,6 +24,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.batches import Batch, batch_indices
 from resnet_jax.data.source import to_arrays
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
+from resnet_jax.spread import spread
 from resnet_jax.train.job import Job, Sources, open_sources, prepare, random_keys, start
 from resnet_jax.train.preprocess import make_preprocess
 from resnet_jax.train.step import Sums, eval_step
@@ -233,6 +234,6 @@ def table(head: list[str], rows: list[list[Any]]) -> None:
         print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
-def spread(values: np.ndarray, digits: int = 2) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{np.mean(values):.{digits}f} +- {np.std(values, ddof=1 if len(values) > 1 else 0):.{digits}f}"
+def over_seeds(values: np.ndarray, digits: int = 2) -> str:
+    """Mean and standard deviation, as a table has them."""
+    return spread(values.tolist()).written(digits)

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from resnet_jax.cli.tables import plain_table, show
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe
+from resnet_jax.spread import spread
 
 if TYPE_CHECKING:
     from resnet_jax.train.run import Result
@@ -78,11 +78,6 @@ def show_seeds(results: Mapping[int, "Result"], out: Path) -> None:
     print(f"runs: {', '.join(str(run_of(out, seed)) for seed in results)}")
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and standard deviation of a sample, with n - 1 in its denominator; None of a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
 class _Column(NamedTuple):
     name: str  # in a line of metrics
     title: str
@@ -102,5 +97,4 @@ def _columns(split: str) -> list[_Column]:
 
 
 def _mean(lines: Sequence[Mapping[str, Any]], column: _Column) -> str:
-    mean, std = mean_and_std([line[column.name] * column.unit for line in lines])
-    return f"{mean:.{column.digits}f}" + ("" if std is None else f" ± {std:.{column.digits}f}")
+    return spread([line[column.name] * column.unit for line in lines]).written(column.digits)

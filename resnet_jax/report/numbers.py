@@ -7,8 +7,9 @@ from xml.etree.ElementTree import Element
 from resnet_jax.report.environment import hardware
 from resnet_jax.report.figures import DARK, color_of, final_picture, marker_of
 from resnet_jax.report.nodes import Child, node, shown, table
-from resnet_jax.report.results import Quantity, Spread, final, headline, keeps_averages, over, spread, typical
+from resnet_jax.report.results import Quantity, final, headline, keeps_averages, over, typical
 from resnet_jax.report.runs import Run, Variant
+from resnet_jax.spread import Spread, spread
 
 _SYMBOLS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "v": "▼"}  # of matplotlib's markers
 _NONE = "-"
@@ -16,26 +17,21 @@ _NONE = "-"
 
 def percent(value: Spread) -> str:
     """A share, 0 to 1, with what it varies by."""
-    return f"{100 * value.mean:.2f} %" + ("" if value.std is None else f" ± {100 * value.std:.2f}")
-
-
-def with_digits(digits: int, value: Spread) -> str:
-    """With so many after the point."""
-    return f"{value.mean:,.{digits}f}" + ("" if value.std is None else f" ± {value.std:,.{digits}f}")
+    return spread(value.values, 0.01).written(2, " %")
 
 
 def loss(value: Spread) -> str:
-    return with_digits(4, value)
+    return value.written(4)
 
 
 def speed(value: Spread) -> str:
-    return with_digits(0, value)
+    return value.written(0)
 
 
 def duration(value: Spread) -> str:
     """Of seconds, in a unit that suits them."""
     unit, seconds = next(((u, s) for u, s in (("h", 3600), ("min", 60)) if value.mean >= 2 * s), ("s", 1))
-    return f"{value.mean / seconds:.1f}{'' if value.std is None else f' ± {value.std / seconds:.1f}'} {unit}"
+    return f"{spread(value.values, seconds).written(1)} {unit}"
 
 
 class Column(NamedTuple):
@@ -189,7 +185,7 @@ def each_run(variants: Sequence[Variant]) -> list[Child]:
 
 
 def _alone(value: float | None) -> Spread | None:
-    return spread([] if value is None else [value])
+    return None if value is None else spread([value])
 
 
 def _steps(run: Run) -> str:

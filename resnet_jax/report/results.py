@@ -7,31 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.report.runs import Run, Variant
+from resnet_jax.spread import Spread, spread
 
 # Of a run: a number, or None where it has none
 Quantity = Callable[[Run], float | None]
 
 
-class Spread(NamedTuple):
-    """Numbers of several runs."""
-
-    mean: float
-    std: float | None  # of the sample, with n - 1; None where there is one number
-    values: tuple[float, ...]
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Mean and standard deviation; None where there is no number."""
-    if not values:
-        return None
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), std, tuple(values))
-
-
 def over(variant: Variant, quantity: Quantity) -> Spread | None:
     """A quantity of the runs of a variant that count and have it."""
     values = [quantity(run) for run in variant.counted]
-    return spread([value for value in values if value is not None])
+    present = [value for value in values if value is not None]
+    return spread(present) if present else None
 
 
 def final(field: str) -> Quantity:

@@ -36,9 +36,7 @@ def divide(sums: Sums, *, answers: bool = True) -> Metrics:
     return Metrics(loss, correct / max(examples, 1), examples - correct, examples)
 
 
-# (state, split) -> metrics
-Evaluate = Callable[[TrainState, Supply], Metrics]
-# The same, which yields after each batch: the devices are at work, and others may give theirs some
+# (state, split) -> metrics; yields after each batch: the devices are at work, and other runs may give theirs some
 Evaluation = Callable[[TrainState, Supply], Generator[None, Any, Metrics]]
 
 
@@ -56,33 +54,6 @@ def make_add(
     return add
 
 
-def make_evaluate(
-    model: ResNet,
-    data: Data,
-    mesh: Mesh,
-    batch_size: int = 500,
-    *,
-    loss: LossFn = cross_entropy,
-    right: Right | None = largest_is_right,
-) -> Evaluate:
-    """A function (state, split) -> Metrics, compiled once.
-
-    The result does not depend on `batch_size` but for the rounding of the loss.
-    """
-    evaluation = make_evaluation(model, data, mesh, batch_size, loss=loss, right=right)
-
-    def evaluate(state: TrainState, data: Supply) -> Metrics:
-        batches = evaluation(state, data)
-        try:
-            while True:
-                next(batches)
-        except StopIteration as end:
-            metrics: Metrics = end.value
-            return metrics
-
-    return evaluate
-
-
 def make_evaluation(
     model: ResNet,
     data: Data,
@@ -92,7 +63,10 @@ def make_evaluation(
     loss: LossFn = cross_entropy,
     right: Right | None = largest_is_right,
 ) -> Evaluation:
-    """As `make_evaluate`, to be gone through batch by batch."""
+    """A function (state, split) that is compiled once, and evaluates batch by batch.
+
+    The result does not depend on `batch_size` but for the rounding of the loss.
+    """
     add = make_add(model, data, mesh, loss=loss, right=right)
 
     def evaluation(state: TrainState, data: Supply) -> Generator[None, Any, Metrics]:
@@ -105,3 +79,13 @@ def make_evaluation(
         return metrics
 
     return evaluation
+
+
+def to_the_end(evaluation: Generator[None, Any, Metrics]) -> Metrics:
+    """What an evaluation returns, with nothing done between its batches."""
+    while True:
+        try:
+            next(evaluation)
+        except StopIteration as end:
+            metrics: Metrics = end.value
+            return metrics

@@ -8,20 +8,12 @@ import pytest
 from fabricated import RECIPE, metrics, vary, write_run
 
 from resnet_jax.errors import InputError
-from resnet_jax.report.results import course_of, final, headline, over, spread, typical
+from resnet_jax.report.results import course_of, final, headline, over, typical
 from resnet_jax.report.runs import differing, notes_on, read_runs, short_names, variants_of
 
 
 def read(*paths):
     return variants_of(read_runs(paths))
-
-
-def test_mean_and_standard_deviation_are_those_of_numpy():
-    values = np.random.default_rng(0).normal(0.9, 0.1, 7)
-    result = spread(values.tolist())
-    np.testing.assert_allclose((result.mean, result.std), (np.mean(values), np.std(values, ddof=1)), rtol=1e-12)
-    assert spread([0.5]).std is None
-    assert spread([]) is None
 
 
 def test_the_last_line_counts_and_not_the_best(tmp_path):

@@ -18,7 +18,7 @@ from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.stems import CifarStem
 from resnet_jax.recipe import Data
 from resnet_jax.train.devices import data_mesh, replicate, split
-from resnet_jax.train.evaluate import divide, make_evaluate
+from resnet_jax.train.evaluate import divide, make_evaluation, to_the_end
 from resnet_jax.train.feed import supply
 from resnet_jax.train.loss import cross_entropy
 from resnet_jax.train.state import init_state
@@ -170,7 +170,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size
     mesh = data_mesh(devices)
     state = replicate(initial(model), mesh)
     source = from_arrays(np.asarray(data.image), np.asarray(data.label), ("a", "b", "c"))
-    metrics = make_evaluate(model, Data(), mesh, batch_size)(state, supply(source, mesh))
+    metrics = to_the_end(make_evaluation(model, Data(), mesh, batch_size)(state, supply(source, mesh)))
     whole = divide(eval_step(initial(model), data, model=model, loss=cross_entropy, normalize=SCALE))
     assert (metrics.wrong, metrics.examples) == (whole.wrong, 21)
     np.testing.assert_allclose(metrics.loss, whole.loss, rtol=1e-5)
