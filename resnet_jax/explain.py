@@ -138,7 +138,7 @@ def draw_explanations(found: Sequence[Explanation], path: Path) -> None:
         left.imshow(e.pixels.squeeze(-1) if e.pixels.shape[-1] == 1 else e.pixels, cmap="gray", vmin=0, vmax=255)
         right.imshow(overlaid(e))
         left.set_title(e.prediction.image.name, loc="left", fontsize=10)
-        right.set_title(f"{e.name}  {e.answer:.1%}", loc="left", fontsize=10, fontweight="bold")
+        right.set_title(f"{e.name}  {e.prediction.written(e.answer)}", loc="left", fontsize=10, fontweight="bold")
         for axes in (left, right):
             axes.set_axis_off()
     try:

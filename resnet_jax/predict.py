@@ -26,12 +26,18 @@ _BATCH = 64  # images a call of the network
 class Prediction(NamedTuple):
     """What a network says of one image: the likeliest classes, first the best.
 
-    Of a network that was trained on several labels each is by itself; of one for regression they are its outputs.
+    Of a network that was trained on several labels each is by itself. One for regression has outputs in place of
+    probabilities, in their own order.
     """
 
     image: Path
     classes: tuple[str, ...]
     probabilities: tuple[float, ...]
+    measure: str = "probability"  # or "output": what the numbers are
+
+    def written(self, number: float) -> str:
+        """One of the numbers as people read it."""
+        return f"{number:.2%}" if self.measure == "probability" else f"{number:.4g}"
 
 
 # Of the logits, by the loss that a network was trained with
@@ -84,5 +90,7 @@ def answers(job: Job, state: TrainState, images: Array) -> Array:
 
 def likeliest(job: Job, image: Path, answer: np.ndarray, top: int) -> Prediction:
     """The `top` of the answers (k,) on an image, with their names."""
-    order = np.argsort(-answer, kind="stable")[:top]
-    return Prediction(image, tuple(job.dataset.classes[i] for i in order), tuple(float(answer[i]) for i in order))
+    regression = job.recipe.loss.name == "mean_squared_error"
+    order = (np.arange(len(answer)) if regression else np.argsort(-answer, kind="stable"))[:top]
+    names, numbers = tuple(job.dataset.classes[i] for i in order), tuple(float(answer[i]) for i in order)
+    return Prediction(image, names, numbers, "output" if regression else "probability")

@@ -1,5 +1,7 @@
 """Grad-CAM: its formula where it can be written down, the pixels that a map speaks of, and the command."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.stems import CifarStem, PreActCifarStem
 from resnet_jax.model.zoo import MODELS
 from resnet_jax.predict import predict_images
-from resnet_jax.recipe import Augment, Model, to_json
+from resnet_jax.recipe import Augment, Loss, Model, to_json
 
 
 def network(**fields):
@@ -192,3 +194,23 @@ def test_a_network_of_sequences_takes_no_image(tiny, tmp_path, monkeypatch, caps
     capsys.readouterr()
     assert main([verb, "run", "a.png"]) == 2
     assert capsys.readouterr().err == "resnet-jax: line takes 8 x 1 and no image files; use load_run and model.apply\n"
+
+
+def test_the_outputs_of_a_regression_are_no_probabilities(tiny, tmp_path, monkeypatch, capsys):
+    """And they stand in their own order, whichever is the largest."""
+    monkeypatch.chdir(tmp_path)
+    images, targets = np.zeros((16, 8, 8), np.uint8), np.tile(np.float32([-30, 20]), (16, 1))
+    recipe = replace(tiny, loss=Loss(name="mean_squared_error"), augment=Augment(), steps=2)
+    fit(recipe, (images, targets), (images, targets), Path("run"), classes=("down", "up"), devices=1)
+    Image.fromarray(images[0]).save("a.png")
+    capsys.readouterr()
+    for verb in ("predict", "explain"):
+        assert main([verb, "run", "a.png"]) == 0
+        out = capsys.readouterr().out
+        assert re.search(r"image +class +output\b", out)
+        assert "%" not in out
+        assert out.index("down") < out.index("up")
+    assert "where it sees the largest output" in out
+    assert main(["predict", "run", "a.png", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert [sorted(each) for each in row["predictions"]] == [["class", "output"]] * 2

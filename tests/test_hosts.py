@@ -15,7 +15,9 @@ from resnet_jax.errors import InputError
 from resnet_jax.hosts import Hosts, in_cluster, require_hosts
 from resnet_jax.train.directory import read_metrics
 
-QUICK = ["train", "--epochs", "4", "--model.norm-group", "8", "--augment.pad", "0", "--evaluate-every", "10"]
+# At a rate so small that rounding does not grow, and a curve on other hardware can be told from another curve
+QUICK = ["train", "--model.name", "resnet8", "--epochs", "4", "--model.norm-group", "8", "--augment.pad", "0"]
+QUICK += ["--optimizer.lr", "0.01", "--schedule.warmup", "0", "--evaluate-every", "10"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,8 @@ def test_a_signal_to_one_host_stops_all_at_one_step_and_one_host_goes_on(tmp_pat
         subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     lines, same = (read_metrics(tmp_path / name) for name in ("run", "alone"))
     assert [line["step"] for line in lines] == [line["step"] for line in same]
-    np.testing.assert_allclose(lines[0]["train_loss"], same[0]["train_loss"], rtol=1e-3)
-    np.testing.assert_allclose(lines[-1]["train_loss"], same[-1]["train_loss"], rtol=0.2)  # rounding has grown by then
+    assert lines[-1]["train_loss"] < 0.8 * lines[0]["train_loss"]
+    for name in ("train_loss", "test_loss"):
+        np.testing.assert_allclose([line[name] for line in lines], [line[name] for line in same], rtol=1e-3)
     environments = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [start["processes"] for start in environments] == [2, 1]

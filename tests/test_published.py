@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,16 +29,22 @@ def folder(real_data, tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("suffix", ["th", "safetensors"])
-@pytest.mark.parametrize(("name", "wrong"), [("resnet20-12fca82f", 827), ("resnet56-4bfd9763", 661)])
-def test_errors(real_data, folder, capsys, name, wrong, suffix):
+@pytest.mark.parametrize(("name", "wrong"), [("resnet20-12fca82f.th", 827), ("resnet56-4bfd9763.safetensors", 661)])
+def test_errors(real_data, folder, capsys, name, wrong):
     entry = WEIGHTS[f"{name.split('-')[0]}.akamaster_cifar10"]
-    file = str(real_data / "weights" / f"{name}.{suffix}")
+    file = str(real_data / "weights" / name)
     data = ["--data", "cifar10", "--data-dir", str(folder)]
     assert main(["evaluate", file, "--model", entry.name, *data, "--json", "--devices", "1"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["wrong"], values["examples"]) == (wrong, 10_000)
     assert entry.top1 == pytest.approx(100 - wrong / 100)
+
+
+@pytest.mark.parametrize("name", ["resnet20-12fca82f", "resnet56-4bfd9763"])
+def test_both_files_hold_the_same(real_data, name):
+    one, other = (str(real_data / "weights" / f"{name}.{suffix}") for suffix in ("th", "safetensors"))
+    model = name.split("-")[0]
+    chex.assert_trees_all_equal(create(model, pretrained=one)[1], create(model, pretrained=other)[1])
 
 
 def test_logits(real_data, folder):

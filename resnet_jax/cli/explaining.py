@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, cast
 
-from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import prediction_table, show
 from resnet_jax.parse import Unnamed, parse
 from resnet_jax.train.which import Which
 from resnet_jax.weights.like import Like
@@ -47,12 +46,8 @@ def explain(words: list[str]) -> int:
         which=which,
     )
     draw_explanations(found, options.out)
-    table = plain_table("image", "class", "probability")
-    for explanation in found:
-        p = explanation.prediction
-        for place, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True)):
-            table.add_row(escape(str(p.image)) if place == 0 else "", escape(name), f"{probability:7.2%}")
-    show(table)
+    show(prediction_table([explanation.prediction for explanation in found]))
     cells = " x ".join(map(str, found[0].cells))
-    print(f"where it sees {options.name or 'the likeliest class'}, in {cells} cells: {options.out}")
+    first = {"probability": "the likeliest class", "output": "the largest output"}[found[0].prediction.measure]
+    print(f"where it sees {options.name or first}, in {cells} cells: {options.out}")
     return 0

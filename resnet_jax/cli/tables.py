@@ -1,10 +1,13 @@
 """Tables on the terminal."""
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from resnet_jax.predict import Prediction
 
 
 def show(*tables: "Table") -> None:
@@ -20,3 +23,14 @@ def plain_table(*columns: str) -> "Table":
     from rich.table import Table
 
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def prediction_table(predictions: "Sequence[Prediction]") -> "Table":
+    """Images with their classes, one or more."""
+    from rich.markup import escape
+
+    table = plain_table("image", "class", predictions[0].measure)
+    for p in predictions:
+        for place, (name, number) in enumerate(zip(p.classes, p.probabilities, strict=True)):
+            table.add_row(escape(str(p.image)) if place == 0 else "", escape(name), f"{p.written(number):>7}")
+    return table

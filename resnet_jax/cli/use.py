@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
-from rich.markup import escape
 from tyro.conf import Positional
 
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import prediction_table, show
 from resnet_jax.cli.training import default_data_dir
 from resnet_jax.parse import Unnamed, parse
 from resnet_jax.train.which import Which
@@ -81,17 +80,12 @@ def predict(words: list[str]) -> int:
             {
                 "image": str(p.image),
                 "predictions": [
-                    {"class": name, "probability": probability}
-                    for name, probability in zip(p.classes, p.probabilities, strict=True)
+                    {"class": name, p.measure: number} for name, number in zip(p.classes, p.probabilities, strict=True)
                 ],
             }
             for p in predictions
         ]
         print(json.dumps(rows, indent=2))
         return 0
-    table = plain_table("image", "class", "probability")
-    for p in predictions:
-        for place, (name, probability) in enumerate(zip(p.classes, p.probabilities, strict=True)):
-            table.add_row(escape(str(p.image)) if place == 0 else "", escape(name), f"{probability:7.2%}")
-    show(table)
+    show(prediction_table(predictions))
     return 0

@@ -115,7 +115,9 @@ MODELS: dict[str, ResNet] = {
     "resnetv2_101x3_bit": _bit(_101, width=192),
     "resnetv2_152x2_bit": _bit(_152, width=128),
     "resnetv2_152x4_bit": _bit(_152, width=256),
-    # CIFAR: He et al. 2015, section 4.2, 6n + 2 layers
+    # CIFAR: He et al. 2015, section 4.2, 6n + 2 layers; the first two are not theirs, but students of distillation
+    "resnet8": _he((1, 1, 1)),
+    "resnet14": _he((2, 2, 2)),
     "resnet20": _he((3, 3, 3)),
     "resnet32": _he((5, 5, 5)),
     "resnet44": _he((7, 7, 7)),

@@ -18,6 +18,8 @@ PARAMETERS = {
     "resnet50": 25_557_032,
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
+    "resnet8": 75_290,
+    "resnet14": 172_506,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,

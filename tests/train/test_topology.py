@@ -87,8 +87,8 @@ def test_shards_change_nothing(accumulate):
 
 @pytest.mark.xdist_group("topology")
 def test_two_processes_of_four_devices_change_nothing(tmp_path):
-    """On loopback; resnet20, for a process knows no network of ours."""
-    published = dataclasses.replace(topology.RECIPE, augment=MEANT)
+    """On loopback; a published network, for a process knows none of ours."""
+    published = dataclasses.replace(recipe(), model=dataclasses.replace(topology.RECIPE.model, name="resnet8"))
     there = topology.train_in_processes(published, processes=2, devices=4, double=True)
     assert topology.difference(topology.train(published, **ONE, double=True), there) < DOUBLE
 
