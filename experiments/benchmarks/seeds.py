@@ -35,7 +35,7 @@ from resnet_jax.train.compiling import compiler
 from resnet_jax.train.devices import data_mesh
 from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import open_sources
-from resnet_jax.train.run import Shared, open_data, share
+from resnet_jax.train.shared import Shared, open_data, share
 from resnet_jax.train.ways import choose, seconds_a_round
 
 

@@ -5,18 +5,18 @@ Both give the same batches bit for bit. Which one is a question of memory, not o
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from resnet_jax.data.batches import Batch, batch_indices, evaluation_indices
-from resnet_jax.data.source import Source, to_arrays
+from resnet_jax.data.source import Example, Source, as_label, to_arrays
 from resnet_jax.data.stream import Read, default_threads, replacing, stream
-from resnet_jax.train.devices import place, replicate, split, split_rows
+from resnet_jax.train.devices import place, replicate, replicated, split, split_rows
 from resnet_jax.train.habits import Feeding
 
 _EVALUATED = 500  # images a batch of an evaluation, at most
@@ -75,10 +75,34 @@ def supply(
         read = replacing(read, source.size, replaced)
     threads = default_threads() if feeding.threads is None else feeding.threads
     resident = None
-    if crop is None and source.size * read(0, 0).image.nbytes <= feeding.resident_gib * 2**30:
+    if crop is None and _is_small(source, read(0, 0), feeding):
         arrays = to_arrays(source._replace(read=lambda index: read(index, 0)))
         resident = Resident(*replicate(arrays, mesh))
     return Supply(source, read, resident, mesh, threads)
+
+
+def _is_small(source: Source, example: Example, feeding: Feeding) -> bool:
+    return source.size * example.image.nbytes <= feeding.resident_gib * 2**30
+
+
+def abstract_item(
+    source: Source, mesh: Mesh, seed: int, batch_size: int, feeding: Feeding = Feeding(), crop: Read | None = None
+) -> Item:
+    """Shapes, dtypes and places of what `training_items` give, known before the data has been opened."""
+    read = replacing(crop or (lambda index, _: source.read(index)), source.size, {})
+    example, indices = read(0, 0), place(batch_indices(seed, 0, batch_size, source.size), split(mesh))
+
+    label = as_label(example.label)
+
+    def arrays(count: int, where: NamedSharding) -> tuple[Any, Any]:
+        kinds = ((example.image.shape, np.dtype(np.uint8)), (label.shape, label.dtype))
+        image, labels = (jax.ShapeDtypeStruct((count, *shape), dtype, sharding=where) for shape, dtype in kinds)
+        return image, labels
+
+    if crop is None and _is_small(source, example, feeding):
+        return Pick(Resident(*arrays(source.size, replicated(mesh))), indices, None)
+    image, labels = arrays(batch_size, split(mesh))
+    return Batch(image, labels, None, indices)
 
 
 def on_mesh(data: Supply, mesh: Mesh) -> Supply:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
-import numpy as np
-from jax import Array
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -20,18 +18,18 @@ from resnet_jax.errors import InputError, MachineError
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.train.begin import Begun, Cut, begin, concrete
 from resnet_jax.train.checkpoint import Checkpoints, open_checkpoints, save
-from resnet_jax.train.compiling import Compiled, compiler
-from resnet_jax.train.devices import data_mesh, on_first_host, replicate, split_rows
+from resnet_jax.train.compiling import compiler
+from resnet_jax.train.devices import data_mesh, on_first_host, replicate, signals
 from resnet_jax.train.directory import add_metrics
 from resnet_jax.train.drive import Ask, Run, Stopped, Take, Taken, drive, with_clock
-from resnet_jax.train.evaluate import Evaluation, Metrics, divide, make_evaluation
-from resnet_jax.train.feed import Supply, supply, training_items
+from resnet_jax.train.evaluate import Metrics, divide
+from resnet_jax.train.feed import training_items
 from resnet_jax.train.habits import Feeding, Habits, require_sense
-from resnet_jax.train.job import Job, Shard, Sources, Told, held_split, open_sources, step_key
+from resnet_jax.train.job import Job, Shard, Told, held_split, open_sources, step_key
 from resnet_jax.train.lap import Lap, metrics_line, score
 from resnet_jax.train.lock import hold
-from resnet_jax.train.preprocess import original_crop
 from resnet_jax.train.progress import AddBar, Lines, Say, describe, headline, progress, tell_bad
+from resnet_jax.train.shared import Shared, open_while_compiling, share
 from resnet_jax.train.state import TrainState, averaged
 from resnet_jax.train.step import Sums, zero_sums
 from resnet_jax.train.stop import stop_requested, watched
@@ -49,16 +47,6 @@ class Result(NamedTuple):
     lines: list[dict[str, Any]]  # all of metrics.jsonl
     signal: int = 0  # that stopped it early; 0 for none
     reached: dict[str, Any] | None = None  # the first line of metrics that reached the target
-
-
-class Shared(NamedTuple):
-    """What runs that differ in their seeds have in common on the same devices: data, and what is compiled."""
-
-    job: Job  # of one of them
-    train: Supply
-    held: Supply
-    evaluation: Evaluation
-    compiled: Compiled
 
 
 def train_recipe(
@@ -104,7 +92,8 @@ def train_recipe(
             return done
         tell_start(begun)
         bad: dict[int, str] = {}
-        shared = share(job, *open_data(job, sources, feeding, bad), compiler(job, parts, say))
+        compiled = compiler(job, parts, say)
+        shared = share(job, *open_while_compiling(begun, sources, feeding, bad, compiled), compiled)
         (ended,) = train_together([(begun, shared)], habits, bad, console, one_by_one(lambda mesh: shared))
         if isinstance(ended, Exception):
             raise ended
@@ -134,18 +123,6 @@ def tell_start(begun: Begun) -> None:
     begun.say(f"{f'resuming at step {step}' if step else 'training'}: {headline(begun.job, begun.out)}")
     for note in begun.notes:
         begun.say(note)
-
-
-def open_data(job: Job, sources: Sources, feeding: Feeding, bad: dict[int, str]) -> tuple[Supply, Supply]:
-    """Both splits for the devices of a job; training images that cannot be read are noted in `bad`."""
-    train = supply(sources.train, job.mesh, feeding, bad, original_crop(job.recipe, sources.train))
-    return train, supply(sources.held, job.mesh, feeding)
-
-
-def share(job: Job, train: Supply, held: Supply, compiled: Compiled) -> Shared:
-    """What runs share on the devices of a job."""
-    evaluation = make_evaluation(job.model, job.recipe.data, job.mesh, loss=job.measure, right=job.right)
-    return Shared(job, train, held, evaluation, compiled)
 
 
 def one_by_one(shared_on: Callable[[Mesh], Shared]) -> Take:
@@ -192,7 +169,7 @@ def loop(begun: Begun, shared: Shared, habits: Habits, stop_signal: Callable[[],
         items = training_items(shared.train, recipe.seed, recipe.batch_size, steps, recipe.augment.repeats)
         lap, stop, reached, ahead = Lap(step), 0, None, deque[Told]()
         while step < last and not stop and not reached:
-            taken = yield Ask(job, step, (state, sums, lap.next(items), key, signals(job, stop_signal())))
+            taken = yield Ask(job, step, (state, sums, lap.next(items), key, signals(job.mesh, stop_signal())))
             assert taken is not None
             state, sums = taken.state, taken.sums
             lap.leave_out(taken.seconds)
@@ -223,13 +200,6 @@ def loop(begun: Begun, shared: Shared, habits: Habits, stop_signal: Callable[[],
                 metric = score(lines[-1], split) if lines and lines[-1]["step"] == step else None
                 store(checkpoints, state, sums, metric, say, last=end)
     return Result(state, step, job.steps, split, lines, stop, reached)
-
-
-def signals(job: Job, signal: int) -> Array | None:
-    """What each host was asked, an entry a device, for all to stop at the same step; None on a single host."""
-    if jax.process_count() == 1:
-        return None
-    return split_rows(np.full(len(job.mesh.local_devices), signal, np.int32), job.mesh)
 
 
 def reaching(lines: list[dict[str, Any]], split: str, target: float | None) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ from resnet_jax.train.habits import Feeding, Habits, require_sense
 from resnet_jax.train.job import Shard, Sources, open_sources
 from resnet_jax.train.lock import hold
 from resnet_jax.train.progress import Lines, Say
-from resnet_jax.train.run import Result, Shared, already_done, open_data, share, speaker, tell_start, train_together
+from resnet_jax.train.run import Result, already_done, speaker, tell_start, train_together
+from resnet_jax.train.shared import Shared, open_data, share
 from resnet_jax.train.ways import SideBySide, Way, alone, choose, possible, slices
 
 Ended = Result | InputError | MachineError

@@ -16,7 +16,7 @@ from resnet_jax.preparation import Packing, prepare_data
 from resnet_jax.recipe import Augment, Data, Recipe
 from resnet_jax.train.devices import data_mesh
 from resnet_jax.train.directory import read_metrics
-from resnet_jax.train.feed import Pick, batch_of, evaluation_items, supply, training_items
+from resnet_jax.train.feed import Pick, abstract_item, batch_of, evaluation_items, supply, training_items
 from resnet_jax.train.habits import Feeding, Habits
 from resnet_jax.train.job import open_sources
 from resnet_jax.train.preprocess import original_crop
@@ -44,6 +44,19 @@ def test_training_items_are_the_same_from_both(devices):
     assert all(batch.mask.all() for batch in first)
     item = next(training_items(host, 5, 8, range(9)))
     assert item.image.sharding.num_devices == devices
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("feeding", [Feeding(), HOST], ids=["resident", "host"])
+def test_what_an_item_looks_like_is_known_before_the_data_is_open(feeding, outputs):
+    mesh, labels = data_mesh(4), np.ones((21, 3), np.float32) if outputs else np.arange(21) % 3
+    source = from_arrays(IMAGES, labels, ("a", "b", "c"))
+    expected = next(training_items(supply(source, mesh, feeding), 5, 8, range(1)))
+    found = abstract_item(source, mesh, 5, 8, feeding)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert one.sharding.is_equivalent_to(other.sharding, other.ndim)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8, 500])
