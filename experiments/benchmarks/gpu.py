@@ -30,6 +30,7 @@ from jax import lax
 
 from resnet_jax.bench.step import subject_of
 from resnet_jax.data.source import from_arrays
+from resnet_jax.model.layers import Conv, SpaceToDepthConv
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.zoo import published
 from resnet_jax.recipe import Recipe
@@ -47,6 +48,7 @@ WAYS: dict[str, tuple[str, str]] = {
     "torch": ("torch", ""),
     "torch, compiled": ("torch_compiled", ""),
     f"resnet_jax, {TOGETHER} steps a call": ("together", ""),
+    "resnet_jax, stem by space to depth": ("blocked", ""),
     "resnet_jax, fused convolutions": ("ours", "--xla_gpu_experimental_enable_conv_fusion=true"),
     "resnet_jax, NHWC forced": ("ours", "--xla_gpu_force_conv_nhwc=true"),
     "resnet_jax, cuDNN fusion level 2": ("ours", "--xla_gpu_cudnn_gemm_fusion_level=2"),
@@ -65,11 +67,12 @@ class Worker(NamedTuple):
     told: IO[str]
 
 
-def ours(recipe: Recipe, together: int = 1) -> Step:
+def ours(recipe: Recipe, together: int = 1, conv: type[Conv] = Conv) -> Step:
     """The step that `resnet-jax train` takes, on images that lie on the device."""
     splits = made_up(recipe)
     sources = open_sources(recipe, Path("data"), splits)
     job = prepare(recipe, sources.dataset, 1)
+    job = job._replace(model=job.model.clone(conv=conv))
     state, data, key = initial(job), supply(sources.train, job.mesh), step_key(job)
     items = training_items(data, recipe.seed, recipe.batch_size, range(10**9))
     if together == 1:
@@ -178,7 +181,8 @@ def work(recipe: Recipe, how: str) -> None:
     if how in torch_ways:
         step = in_torch(recipe, compiled=torch_ways[how])
     else:
-        step = plain(recipe) if how == "plain" else ours(recipe, count)
+        conv = SpaceToDepthConv if how == "blocked" else Conv
+        step = plain(recipe) if how == "plain" else ours(recipe, count, conv)
     start = time.perf_counter()
     wait(step())
     print(json.dumps({"first": time.perf_counter() - start}), flush=True)

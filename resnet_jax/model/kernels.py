@@ -109,6 +109,32 @@ def matrix_of_pixels(x: Array, kernel: Array, strides: Extents) -> Array:
     return (pixels @ kernel.reshape(kernel.shape[-2:])).reshape(*met.shape[:-1], -1)
 
 
+def in_blocks(x: Array, kernel: Array, strides: Extents, padding: Extents) -> Array:
+    """A strided convolution as one of stride 1 over blocks of `strides` pixels, whose channels lie behind each other.
+
+    Space to depth: the same sums of products, but for zeros by which the kernel is made a whole number of blocks.
+    """
+    around, beyond = [], []
+    for size, k, s, p in zip(x.shape[1:-1], kernel.shape, strides, padding, strict=False):
+        taps = -(-k // s)
+        blocks = (size + 2 * p - k) // s + taps
+        around.append((p, blocks * s - size - p, 0))
+        beyond.append((0, taps * s - k, 0))
+    whole = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
+    wide = lax.pad(kernel, jnp.zeros((), kernel.dtype), [*beyond, (0, 0, 0), (0, 0, 0)])
+    fold, rank = partial(_folded, strides=strides), len(strides)
+    pixels, taps_of = jax.vmap(fold)(whole), jax.vmap(fold, in_axes=-1, out_axes=-1)(wide)
+    return lax.conv_general_dilated(pixels, taps_of, (1,) * rank, "VALID", dimension_numbers=dimension_numbers(rank))
+
+
+def _folded(image: Array, strides: Extents) -> Array:
+    """(spatial..., c) -> (spatial / stride..., strides * c)."""
+    pairs = [n for size, s in zip(image.shape, strides, strict=False) for n in (size // s, s)]
+    blocks = image.reshape(*pairs, image.shape[-1])
+    last = 2 * len(strides)
+    return blocks.transpose(*range(0, last, 2), *range(1, last, 2), last).reshape(*pairs[::2], -1)
+
+
 def largest_in_windows(x: Array, window: Extents, strides: Extents, padding: Extents) -> Array:
     """XLA's own maximum over windows."""
     sizes, steps, edges = (1, *window, 1), (1, *strides, 1), [(0, 0), *((p, p) for p in padding), (0, 0)]

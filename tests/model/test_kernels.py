@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.model import kernels
-from resnet_jax.model.layers import Conv, max_pool
+from resnet_jax.model.layers import Conv, SpaceToDepthConv, extents, max_pool
 
 FLOAT64 = {"rtol": 1e-12, "atol": 1e-12}
 FLOAT32 = {"rtol": 2e-5, "atol": 2e-5}  # sums in another order
@@ -100,6 +100,32 @@ def test_pointwise_has_second_derivatives_and_skips_what_stands_still():
 def test_max_pool(shape, window, strides, padding, ties, dtype):
     x = normal(shape, 0, dtype)
     assert_same(lambda x: kernels.max_pool(x, window, strides, padding), jnp.round(x) if ties else x)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window", "stride"),
+    [
+        ((1, 15, 3), 7, 2),
+        ((2, 9, 8, 3), 7, 2),
+        ((1, 8, 9, 3), 3, 2),
+        ((2, 7, 8, 1), 5, 2),
+        ((1, 8, 11, 2), 3, 3),
+        ((1, 7, 8, 4), 2, 2),
+        ((1, 4, 7, 9, 3), (3, 7, 7), (1, 2, 2)),
+    ],
+)
+def test_space_to_depth(shape, window, stride, dtype):
+    """With the same parameters, and really in blocks."""
+
+    def convolved(kind):
+        return lambda x, kernel: kind(5, window, stride).apply({"params": {"kernel": kernel}}, x)
+
+    x = normal(shape, 0, dtype)
+    kernel = normal((*extents(window, x.ndim - 2), shape[-1], 5), 1, dtype)
+    blocked, plain = convolved(SpaceToDepthConv), convolved(Conv)
+    tolerance = FLOAT64 if dtype == jnp.float64 else FLOAT32
+    chex.assert_trees_all_close(seen(blocked, x, kernel, fast=True), seen(plain, x, kernel, fast=True), **tolerance)
+    assert f"window_strides={(1,) * (x.ndim - 2)}" in str(jax.make_jaxpr(blocked)(x, kernel))
 
 
 @pytest.mark.parametrize("fast", [True, False])
