@@ -20,15 +20,17 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 import jax
 import pytest
 
+from resnet_jax.cli import main
 from resnet_jax.data.datasets import DATASETS
 from resnet_jax.data.source import from_arrays
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.shortcuts import PadShortcut
 from resnet_jax.model.stems import CifarStem
 from resnet_jax.model.zoo import MODELS
-from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule
+from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule, to_json
 
 ROOT = Path(__file__).parent.parent
+QUICKLY = {"xla_backend_optimization_level": 1}  # options of the compiler for what runs once, and is not its test
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -66,8 +68,8 @@ def script() -> Iterator[Callable[..., ModuleType]]:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    """A recipe that compiles in a second: a network of six layers on 40 + 10 noisy images of 8x8 pixels."""
-    network = ResNet((1, 1), stem=CifarStem, shortcut=PadShortcut, width=4, num_classes=3)
+    """A recipe that compiles in a second: a network of four layers on 40 + 10 noisy images of 8x8 pixels."""
+    network = ResNet((1,), stem=CifarStem, shortcut=PadShortcut, width=4, num_classes=3)
     monkeypatch.setitem(MODELS, "tiny", network)
 
     def source(split, folder):
@@ -87,3 +89,27 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
         epochs=None,
         steps=12,
     )
+
+
+@pytest.fixture
+def tiny_run(
+    tiny: Recipe,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[Path, str]:
+    """A finished run of the tiny recipe, of two stages, in an empty folder, and what it said; trained once."""
+    monkeypatch.setitem(MODELS, "tiny", MODELS["tiny"].clone(depths=(1, 1)))
+    once = tmp_path_factory.getbasetemp() / "tiny-run"
+    if not (once / "said").exists():
+        once.mkdir()
+        monkeypatch.chdir(once)
+        Path("recipe.json").write_text(to_json(tiny))
+        assert main(["train", "recipe.json", "--devices", "1", "--steps", "30", "--out", "run"]) == 0
+        Path("said").write_text(capsys.readouterr().out)
+    for name in ("recipe.json", "run"):
+        copy = shutil.copytree if (once / name).is_dir() else shutil.copy
+        copy(once / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return Path("run"), (once / "said").read_text()

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.stems import CifarStem, PreActCifarStem
 from resnet_jax.model.zoo import MODELS
 from resnet_jax.predict import predict_images
-from resnet_jax.recipe import Augment, Loss, Model, to_json
+from resnet_jax.recipe import Augment, Loss, Model
 
 
 def network(**fields):
@@ -55,8 +56,8 @@ def test_of_a_mean_and_a_linear_head_it_is_the_map_of_class_activations(fields):
     """CAM (Zhou et al. 2016), by hand: maps times the weights of the head, ReLU, and stretched from cell to cell."""
     model, x, classes = network(**fields), images(3, 8, 8, 2), jnp.array([2, 0, 1])
     v = drawn(model, x)
-    heat = jitted(lambda v: grad_cam(model, v, x, classes))(v)
-    maps = np.asarray(model.apply(v, x, method="features")[-1])
+    heat = np.asarray(jitted(lambda v: grad_cam(model, v, x, classes))(v))
+    maps = np.asarray(jitted(partial(model.apply, method="features"))(v, x)[-1])
     weights = np.asarray(v["params"]["head"]["kernel"])[:, classes]
     cam = np.maximum(np.einsum("bhwc,cb->bhw", maps, weights), 0)
     assert (cam.max((1, 2)) > 0).all()
@@ -70,16 +71,17 @@ def test_of_a_mean_and_a_linear_head_it_is_the_map_of_class_activations(fields):
 def test_an_earlier_stage_is_weighted_by_the_slope_of_the_logit(stage):
     """Equation 1 by finite differences: what the logit gains by a little more of a channel everywhere."""
     with jax.enable_x64(True):
-        model, x = network(), jnp.asarray(images(1, 8, 8, 2), jnp.float64)
-        v = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), drawn(model, x))
-        maps = model.apply(v, x, method="features")[stage - 1]
+        model, x = network(), np.asarray(images(1, 8, 8, 2), np.float64)
+        v = jax.tree.map(lambda leaf: leaf.astype(np.float64), drawn(model, x))
+        maps = np.asarray(jitted(lambda v: model.apply(v, x, method="features")[stage - 1])(v))
         cells, step = maps.shape[1] * maps.shape[2], 1e-6
-        ones = jnp.eye(maps.shape[-1])[:, None, None, None]
-        more = jnp.concatenate([maps + s * step * one for one in ones for s in (1, -1)])
-        logits = model.apply(v, more, stage, method="resume")
+        ones = np.eye(maps.shape[-1])[:, None, None, None]
+        more = np.concatenate([maps + s * step * one for one in ones for s in (1, -1)])
+        logits = np.asarray(jitted(lambda v: model.apply(v, more, stage, method="resume"))(v))
         slopes = (logits[::2] - logits[1::2]) / (2 * step * cells)
         expected = np.moveaxis(np.maximum(maps[0] @ slopes, 0), -1, 0)
-        heat = grad_cam(model, v, jnp.repeat(x, 3, axis=0), jnp.arange(3), stage)[:, ::stage, ::stage]
+        heat = jitted(lambda v: grad_cam(model, v, np.repeat(x, 3, axis=0), jnp.arange(3), stage))(v)
+        heat = np.asarray(heat)[:, ::stage, ::stage]
     assert expected.any((1, 2)).sum() >= 2
     for one, by_hand in zip(heat, expected, strict=True):
         np.testing.assert_allclose(one, by_hand / (by_hand.max() or 1), atol=1e-4)
@@ -88,17 +90,20 @@ def test_an_earlier_stage_is_weighted_by_the_slope_of_the_logit(stage):
 def test_without_classes_it_is_of_the_likeliest():
     model, x = network(), images(16, 8, 8, 2)
     v = drawn(model, x)
-    v["params"]["head"]["bias"] -= np.asarray(model.apply(v, x).mean(0))
-    likeliest = model.apply(v, x).argmax(-1)
+    apply = jitted(model.apply)
+    v["params"]["head"]["bias"] -= np.asarray(apply(v, x)).mean(0)
+    likeliest = np.asarray(apply(v, x)).argmax(-1)
     assert len(set(likeliest.tolist())) > 1
-    np.testing.assert_array_equal(grad_cam(model, v, x), grad_cam(model, v, x, likeliest))
-    assert not np.allclose(grad_cam(model, v, x), grad_cam(model, v, x, (likeliest + 1) % 3))
+    of = jitted(lambda v, classes: grad_cam(model, v, x, classes))
+    heat = jitted(lambda v: grad_cam(model, v, x))(v)
+    np.testing.assert_array_equal(heat, of(v, likeliest))
+    assert not np.allclose(heat, of(v, (likeliest + 1) % 3))
 
 
 @pytest.mark.parametrize("shape", [(9, 13), (1, 1), (11,), (3, 6, 5)])
 def test_it_is_as_large_as_the_image_whatever_its_size(shape):
     model, x = network(), images(2, *shape, 3)
-    heat = grad_cam(model, drawn(model, x), x)
+    heat = jitted(lambda v: grad_cam(model, v, x))(drawn(model, x))
     assert heat.shape == (2, *shape)
     assert heat.dtype == jnp.float32
     assert float(heat.min()) >= 0
@@ -124,16 +129,12 @@ def test_a_cell_lies_on_the_pixels_that_it_sees():
 
 
 @pytest.fixture
-def run(tiny, tmp_path, monkeypatch, capsys):
+def run(tiny_run):
     """A trained tiny run, and an image of each of its classes."""
-    monkeypatch.chdir(tmp_path)
-    Path("recipe.json").write_text(to_json(tiny))
-    assert main(["train", "recipe.json", "--devices", "1", "--steps", "30", "--out", "run"]) == 0
     rng = np.random.default_rng(0)
     for number, name in enumerate("abc"):
         Image.fromarray(rng.integers(50 * number, 50 * number + 100, (8, 8), np.uint8)).save(f"{name}.png")
-    capsys.readouterr()
-    return Path("run")
+    return tiny_run[0]
 
 
 def test_the_command_writes_a_picture_and_says_what_is_in_it(run, capsys):

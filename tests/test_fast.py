@@ -1,9 +1,12 @@
 """The fast training of CIFAR-10: its parts by their formulas, and two steps of the whole."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICKLY
 
 from experiments.fast.cifar10 import (
     BIAS_RATE,
@@ -20,6 +23,10 @@ from experiments.fast.cifar10 import (
 )
 
 SMALL = ResNet9((8, 8, 16))
+
+
+def initial(seed, images):
+    return jax.jit(partial(SMALL.init, train=False), compiler_options=QUICKLY)(jax.random.key(seed), images)
 
 
 def data(count=16):
@@ -56,10 +63,10 @@ def test_fast_parameters_begin_again_from_the_slow_ones():
 
 
 def test_each_kind_of_parameter_has_its_rate():
-    params = SMALL.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)["params"]
+    params = initial(0, jnp.zeros((1, 32, 32, 3)))["params"]
     optimizer = make_optimizer(params, 100, 0)
     none, ones = (jax.tree.map(fill, params) for fill in (jnp.zeros_like, jnp.ones_like))
-    updates, _ = optimizer.update(ones, optimizer.init(params), none)  # of zeros nothing decays
+    updates, _ = jax.jit(optimizer.update)(ones, jax.jit(optimizer.init)(params), none)  # of zeros nothing decays
     moved = {
         path: float(jnp.abs(updates[path[0]][path[1]]).max()) for path in (("group1_norm", "bias"), ("head", "kernel"))
     }
@@ -73,11 +80,10 @@ def test_each_kind_of_parameter_has_its_rate():
 def test_views_of_what_looks_alike_everywhere_are_the_image():
     colours = jax.random.normal(jax.random.key(0), (2, 1, 1, 3))
     images = jnp.broadcast_to(colours, (2, 32, 32, 3))
-    variables = SMALL.init(jax.random.key(1), images, train=False)
-    logits = SMALL.apply(variables, images, train=False)
-    np.testing.assert_allclose(views(SMALL, variables, images), logits, rtol=1e-4, atol=1e-6)
-    noise = jax.random.normal(jax.random.key(2), images.shape)
-    assert not np.allclose(views(SMALL, variables, noise), SMALL.apply(variables, noise, train=False), atol=1e-4)
+    variables = initial(1, images)
+    both = jax.jit(lambda x: (views(SMALL, variables, x), SMALL.apply(variables, x, train=False)))
+    np.testing.assert_allclose(*both(images), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(*both(jax.random.normal(jax.random.key(2), images.shape)), atol=1e-4)
 
 
 def test_a_run_learns_by_heart():

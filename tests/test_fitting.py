@@ -76,8 +76,9 @@ def outputs(size, kind):
 
 
 @pytest.mark.parametrize(("kind", "gib"), [("multilabel", 2.0), ("mean_squared_error", 0.0)])
-def test_several_outputs_an_image(tiny, tmp_path, kind, gib):
-    """On the devices, and read ahead by threads."""
+def test_several_outputs_an_image(tiny, tmp_path, monkeypatch, kind, gib):
+    """On the devices, and read ahead by threads; with two stages, for it has to learn."""
+    monkeypatch.setitem(MODELS, "tiny", MODELS["tiny"].clone(depths=(1, 1)))
     train, test = outputs(64, kind), outputs(16, kind)
     recipe = replace(tiny, loss=Loss(name=kind), augment=Augment(pad=0), steps=40)
     feeding = Feeding(resident_gib=gib, threads=1)
@@ -140,7 +141,7 @@ def test_a_loss_that_does_not_fit_the_labels(tiny, tmp_path):
 )
 def test_sequences_and_video(tiny, tmp_path, monkeypatch, shape, channels, gib):
     """Trained, read again from the directory, and measured once more: on the devices, and read ahead by threads."""
-    network = ResNet((1, 1), stem=CifarStem, width=4, input_shape=(*shape, 1))
+    network = ResNet((1,), stem=CifarStem, width=4, input_shape=(*shape, 1))
     monkeypatch.setitem(MODELS, "other", network)
     labels = np.arange(40) % 3
     images = np.random.default_rng(0).integers(0, 60, (40, *shape, *channels)) + 80 * labels.reshape(

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import ROOT
+from conftest import QUICKLY, ROOT
 
 from experiments.questions import federated, gradients, norm_groups, preactivation, shortcuts, surface, trials
-from resnet_jax import MODELS, SHORTCUTS, InputError, ResNet
+from resnet_jax import MODELS, SHORTCUTS, InputError, ResNet, compiler_options
 from resnet_jax.data.batches import batch_indices
 from resnet_jax.model.stems import CifarStem
 from resnet_jax.recipe import Model, Schedule
@@ -38,15 +39,22 @@ def test_a_trial_is_the_run_of_its_recipe(recipe):
     init_key, _ = trials.keys_of(trial, 0)
     state, batch = trial.begin(init_key), first_batch(trial)
     assert list(batch.indices) == list(batch_indices(0, 0, 8, 1437))
-    images = (batch.image / 255.0 - 0.5) / 0.5
-    logits, _ = trial.job.model.apply(variables(state), images, train=True, mutable=["batch_stats"])
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label).mean()
+    expected = jitted(partial(loss, trial, batch.image, batch.label, train=True))(variables(state))
     run = trials.run(trial, 0)
     assert run.loss.shape == (2,)
     assert run.loss[0] == pytest.approx(float(expected), rel=1e-5)
     assert int(run.state.step) == 2
     assert 0 <= trials.make_accuracy(trial)(run.state) <= 1
     assert trials.run(trial, 1).loss[0] != run.loss[0]
+
+
+def jitted(function):
+    return jax.jit(function, compiler_options=compiler_options() | QUICKLY)
+
+
+def loss(trial, image, label, variables, *, train):
+    logits, _ = trial.job.model.apply(variables, (image / 255.0 - 0.5) / 0.5, train=train, mutable=["batch_stats"])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
 
 def variables(state):
@@ -71,16 +79,14 @@ def test_gradient_norms_are_those_of_each_block(recipe, normalized):
     state = trial.begin(trials.keys_of(trial, 0)[0])
     assert bool(state.batch_stats) == normalized
     batch, block = first_batch(trial), "stage2_block1"
-    images = (batch.image / 255.0 - 0.5) / 0.5
 
-    def loss(kernels):
+    def loss_of(kernels):
         mine = {conv: {"kernel": kernel} for conv, kernel in kernels.items()}
         params = {**state.params, block: {**state.params[block], **mine}}
         fixed = {"params": params, "batch_stats": state.batch_stats}
-        logits, _ = trial.job.model.apply(fixed, images, train=True, mutable=["batch_stats"])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch.label).mean()
+        return loss(trial, batch.image, batch.label, fixed, train=True)
 
-    grads = jax.grad(loss)({conv: state.params[block][conv]["kernel"] for conv in ("conv1", "conv2")})
+    grads = jitted(jax.grad(loss_of))({conv: state.params[block][conv]["kernel"] for conv in ("conv1", "conv2")})
     expected = np.sqrt(sum(float(jnp.square(grad).sum()) for grad in grads.values()))
     found = gradients.initial_norms(trial, 0, 1.0)
     assert found.shape == (2,)
@@ -113,12 +119,10 @@ def test_directions_have_the_lengths_of_the_filters(recipe):
 
 def test_the_middle_of_a_surface_is_the_solution(recipe):
     trial = trials.make_trial(recipe)
-    loss = surface.make_loss(trial, 16)
-    found = surface.surface(trial, loss, 0, 3)
+    found = surface.surface(trial, surface.make_loss(trial, 16), 0, 3)
     state = trials.run(trial, 0).state
-    images = (trial.train.image[:16] / 255.0 - 0.5) / 0.5
-    logits = trial.job.model.apply(variables(state), images)
-    expected = optax.softmax_cross_entropy_with_integer_labels(logits, trial.train.label[:16]).mean()
+    first = trial.train.image[:16], trial.train.label[:16]
+    expected = jitted(partial(loss, trial, *first, train=False))(variables(state))
     assert found.loss[1, 1] == pytest.approx(float(expected), rel=1e-5)
     assert len(np.unique(found.loss)) == 9
     assert found.trained == trials.run(trial, 0).loss[-1]
@@ -213,8 +217,9 @@ def test_without_warm_up_the_first_step_has_the_whole_rate(recipe):
     )
     init_key, key = trials.keys_of(warm, 0)
     before, batch = warm.begin(init_key), first_batch(warm)
-    after = [warm.pure_step(state, batch, key)[0] for state in (before, preactivation.after_warmup(before))]
-    slow, fast = (jax.tree.map(jnp.subtract, state.params, before.params)["head"]["kernel"] for state in after)
+    step = jitted(warm.pure_step)
+    after = [step(state, batch, key)[0] for state in (before, preactivation.after_warmup(before))]
+    slow, fast = (state.params["head"]["kernel"] - before.params["head"]["kernel"] for state in after)
     np.testing.assert_allclose(fast, 10 * slow, rtol=1e-3, atol=1e-7)
 
 

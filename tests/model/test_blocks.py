@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICKLY
 
 from resnet_jax.backend import compiler_options
 from resnet_jax.model.blocks import BasicBlock, Bottleneck, OriginalBottleneck, PreActBasicBlock, PreActBottleneck
@@ -62,9 +63,9 @@ def test_where_the_stride_is():
 def initial(model):
     """Parameters as they are drawn, and the output of every module."""
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    v = model.init(jax.random.key(0), x)
+    v = jax.jit(model.init, compiler_options=QUICKLY)(jax.random.key(0), x)
     apply = partial(model.apply, capture_intermediates=True)
-    _, seen = jax.jit(apply, compiler_options=compiler_options())(v, x)
+    _, seen = jax.jit(apply, compiler_options=compiler_options() | QUICKLY)(v, x)
     return v["params"], seen["intermediates"]
 
 
@@ -93,8 +94,9 @@ def test_zero_init_makes_a_preactivation_block_its_shortcut(block, last, zero_in
 def test_plain_blocks_add_nothing():
     model = network(shortcut=SHORTCUTS["none"], zero_init=True)
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 3))
-    v = model.init(jax.random.key(0), x)
-    np.testing.assert_array_equal(model.apply(v, x), 0)  # the last scale is zero, and nothing goes around it
+    v = jax.jit(model.init, compiler_options=QUICKLY)(jax.random.key(0), x)
+    out = jax.jit(model.apply, compiler_options=compiler_options() | QUICKLY)(v, x)
+    np.testing.assert_array_equal(out, 0)  # the last scale is zero, and nothing goes around it
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 3), (2, 9, 8, 3), (2, 4, 8, 8, 3)], ids=["1d", "2d", "3d"])

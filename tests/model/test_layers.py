@@ -12,9 +12,12 @@ from resnet_jax.model.layers import Conv, he_normal_fan_out, max_pool
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize(("kernel", "stride", "size"), [(1, 2, 7), (3, 1, 6), (3, 2, 6), (3, 2, 7), (7, 2, 9)])
 def test_conv_is_cross_correlation_with_symmetric_padding(rank, kernel, stride, size):
-    x = jax.random.normal(jax.random.key(0), (2, *(size,) * rank, 3))
+    random = np.random.default_rng(0)
+    x = random.normal(size=(2, *(size,) * rank, 3)).astype(np.float32)
     module = Conv(4, kernel, stride)
-    v = module.init(jax.random.key(1), x)
+    shapes = jax.eval_shape(module.init, jax.random.key(1), x)
+    fan_out = 4 * kernel**rank
+    v = jax.tree.map(lambda leaf: random.normal(0, (2 / fan_out) ** 0.5, leaf.shape).astype(np.float32), shapes)
     weights = np.asarray(v["params"]["kernel"], np.float64)
     assert weights.shape == (*(kernel,) * rank, 3, 4)
     padded = np.pad(np.asarray(x, np.float64), ((0, 0), *((kernel // 2,) * 2,) * rank, (0, 0)))
@@ -23,7 +26,8 @@ def test_conv_is_cross_correlation_with_symmetric_padding(rank, kernel, stride, 
         [sum(correlate(row[..., i], weights[..., i, o], "valid") for i in range(3))[steps] for o in range(4)]
         for row in padded
     ]
-    np.testing.assert_allclose(module.apply(v, x), np.moveaxis(np.array(expected), 1, -1), rtol=1e-4, atol=1e-5)
+    found = jax.jit(module.apply)(v, x)
+    np.testing.assert_allclose(found, np.moveaxis(np.array(expected), 1, -1), rtol=1e-4, atol=1e-5)
 
 
 def test_conv_computes_in_its_dtype_and_keeps_float32_parameters():

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICKLY
 from flax import linen as nn
 from flax.errors import InvalidRngError
 
@@ -28,7 +29,7 @@ from resnet_jax.model.zoo import MODELS
 
 
 def jit(f):
-    return jax.jit(f, compiler_options=compiler_options())
+    return jax.jit(f, compiler_options=compiler_options() | QUICKLY)
 
 
 def images(*shape, seed=1):

@@ -55,7 +55,7 @@ def assert_near(ours, theirs):
 def test_conv(rank, fields):
     x = images(SHAPES[rank])
     module = Conv(16, **fields)
-    params = module.init(jax.random.key(0), x)["params"]
+    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
     params = {key: images(leaf.shape, seed=1) / 8 for key, leaf in params.items()}
     assert ("bias" in params) is fields.get("bias", False)
     kernel, dilation = params["kernel"], fields.get("dilation", 1)
@@ -80,7 +80,7 @@ def test_standardized_conv_and_its_gradient(scale):
     expected = theirs(channels_first(x))
     expected.sin().sum().backward()
     assert_near(module.apply({"params": {"kernel": kernel}}, x), channels_last(expected))
-    gradient = jax.grad(lambda k: jnp.sin(module.apply({"params": {"kernel": k}}, x)).sum())(kernel)
+    gradient = jax.jit(jax.grad(lambda k: jnp.sin(module.apply({"params": {"kernel": k}}, x)).sum()))(kernel)
     expected = np.moveaxis(theirs.weight.grad.numpy(), (0, 1), (-1, -2))
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 

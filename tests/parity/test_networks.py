@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import QUICKLY
 from flax import traverse_util
 from torch import nn
 from torch.nn import functional
@@ -320,7 +321,7 @@ def test_maps_and_logits(name, randomize):
     def both(v, x):
         return model.apply(v, x, method="features"), model.apply(v, x)
 
-    compiled = jax.jit(both, compiler_options=compiler_options())
+    compiled = jax.jit(both, compiler_options=compiler_options() | QUICKLY)
     our_maps, our_logits = jax.device_get(compiled(variables_of(model, network.state_dict()), x))
     assert len(maps) == len(our_maps) == len(model.depths)
     for i, (ours, theirs) in enumerate(zip(our_maps, maps, strict=True), 1):
@@ -358,7 +359,7 @@ def test_gradients_and_running_statistics(name, randomize):
         logits, updated = model.apply({**v, "params": params}, x, train=True, mutable=["batch_stats"])
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated
 
-    compiled = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=compiler_options())
+    compiled = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=compiler_options() | QUICKLY)
     (our_loss, updated), our_gradients = jax.device_get(compiled(v["params"]))
     np.testing.assert_allclose(our_loss, loss.item(), rtol=1e-5)
 

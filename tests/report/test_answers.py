@@ -20,13 +20,18 @@ def answers(label, answer, probability, classes=3):
     return Answers(source, np.array(label), np.array(answer), np.array(probability))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def run(tiny, tmp_path):
-    """A short run of the tiny recipe, with averages, and checkpoints at steps 4 and 6."""
-    recipe = dataclasses.replace(tiny, steps=6, ema=0.5)
-    habits = Habits(evaluate_every=2, checkpoint_every=2)
-    train_recipe(recipe, tmp_path / "run", devices=1, habits=habits)
-    return tmp_path / "run"
+def run(tiny, trained, tmp_path):
+    """A short run of the tiny recipe, with averages, and checkpoints at steps 4 and 6; a copy of one."""
+    if not trained.exists():
+        recipe = dataclasses.replace(tiny, steps=6, ema=0.5)
+        train_recipe(recipe, trained, devices=1, habits=Habits(evaluate_every=2, checkpoint_every=2))
+    return shutil.copytree(trained, tmp_path / "run")
 
 
 def test_every_image_counts_once_and_as_evaluation_says(run):

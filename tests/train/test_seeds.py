@@ -44,14 +44,18 @@ def curve(run):
     return [{k: v for k, v in line.items() if k not in CLOCKS} for line in read_metrics(run)]
 
 
+@pytest.fixture(scope="module")
+def singles():
+    return []
+
+
 @pytest.fixture
-def alone(tiny, tmp_path_factory):
-    """The single run of each seed on one device, and its folder; trained once: a run that has ended is left alone."""
-    folders = [tmp_path_factory.getbasetemp() / f"alone{seed}" for seed in range(3)]
-    return [
-        (quietly(train_recipe, replace(tiny, seed=seed), folder, devices=1)[0], folder)
-        for seed, folder in enumerate(folders)
-    ]
+def alone(tiny, tmp_path_factory, singles):
+    """The single run of each seed on one device, and its folder; trained once."""
+    for seed in range(len(singles), 3):
+        folder = tmp_path_factory.mktemp("alone") / f"seed{seed}"
+        singles.append((quietly(train_recipe, replace(tiny, seed=seed), folder, devices=1)[0], folder))
+    return singles
 
 
 def assert_single_run(way, folder, result, single, single_folder):

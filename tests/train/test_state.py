@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import QUICKLY
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.model.blocks import Bottleneck
@@ -26,8 +27,11 @@ def network(**fields):
 @pytest.mark.parametrize("zero_init", [False, True])
 def test_draws_follow_the_initialisers_of_the_layers(zero_init):
     model = network(zero_init=zero_init)
-    drawn = flatten_dict(jax.jit(lambda key: draw_variables(key, model, SHAPE))(jax.random.key(0)))
-    expected = flatten_dict(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *SHAPE))))
+
+    def both(key):
+        return draw_variables(key, model, SHAPE), model.init(key, jnp.zeros((1, *SHAPE)))
+
+    drawn, expected = map(flatten_dict, jax.device_get(jax.jit(both, compiler_options=QUICKLY)(jax.random.key(0))))
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, expected)
     for path, value in drawn.items():
         if value.ndim == 1:
@@ -46,7 +50,8 @@ def drawing(key):
 
 
 def test_no_two_kernels_are_alike():
-    drawn, other = (jax.jit(drawing)(jax.random.key(seed)) for seed in (0, 1))
+    draw = jax.jit(drawing, compiler_options=QUICKLY)
+    drawn, other = (jax.device_get(draw(jax.random.key(seed))) for seed in (0, 1))
     firsts = [float(value.ravel()[0]) for value in jax.tree.leaves(drawn) if value.ndim > 1]
     assert len(set(firsts)) == len(firsts)
     assert all(np.any(a != b) for a, b in zip(*map(jax.tree.leaves, (drawn, other)), strict=True) if a.ndim > 1)

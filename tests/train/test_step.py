@@ -1,6 +1,6 @@
 """One step: what it changes, what it counts, and that devices do not matter."""
 
-from functools import partial
+from functools import cache, partial
 
 import chex
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import QUICKLY
 
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.augment.mix import mixup
@@ -28,6 +29,7 @@ SCALE = partial(normalize, mean=(0.5,), std=(0.5,))
 OPTIMIZER = optax.sgd(0.1)
 
 
+@cache
 def network(group=None):
     return ResNet((1, 1), stem=CifarStem, width=4, num_classes=3, norm=partial(BatchNorm, group=group))
 
@@ -38,8 +40,10 @@ def batch(size=16, seed=0):
     return Batch(image, jax.random.randint(keys[1], (size,), 0, 3), jnp.ones(size, bool))
 
 
+@cache
 def initial(model):
-    return jax.jit(partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1)))(jax.random.key(0))
+    init = partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1))
+    return jax.jit(init, compiler_options=QUICKLY)(jax.random.key(0))
 
 
 def scaled(key, step, batch):
@@ -59,8 +63,11 @@ def stepper(model, preprocess=scaled, **options):
     return jax.jit(step)
 
 
+compiled = cache(stepper)  # once for each network and preprocessing
+
+
 def take(state, data, model, **options):
-    return stepper(model, **options)(state, data)
+    return compiled(model, **options)(state, data)
 
 
 def test_a_step_follows_the_gradient_of_the_mean_loss():
@@ -86,7 +93,7 @@ def test_training_lowers_the_loss_and_moves_the_statistics():
     brightness = data.image.mean((1, 2, 3))
     data = data._replace(label=jnp.argsort(jnp.argsort(brightness)) // 6)  # something that can be learned
     state = initial(model)
-    losses, step = [], stepper(model)
+    losses, step = [], compiled(model)
     for _ in range(60):
         state, sums = step(state, data)
         losses.append(float(sums.loss))
@@ -164,6 +171,11 @@ def test_devices_change_nothing_but_rounding(group):
     assert int(alone_sums.correct) == int(spread_sums.correct)
 
 
+@cache
+def at_once():
+    return jax.jit(partial(eval_step, model=network(), loss=cross_entropy, normalize=SCALE))
+
+
 @pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 7), (1, 500), (8, 1), (8, 9)])
 def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size):
     model, data = network(), batch(21)
@@ -171,7 +183,7 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size
     state = replicate(initial(model), mesh)
     source = from_arrays(np.asarray(data.image), np.asarray(data.label), ("a", "b", "c"))
     metrics = to_the_end(make_evaluation(model, Data(), mesh, batch_size)(state, supply(source, mesh)))
-    whole = divide(eval_step(initial(model), data, model=model, loss=cross_entropy, normalize=SCALE))
+    whole = divide(jax.device_get(at_once()(initial(model), data)))
     assert (metrics.wrong, metrics.examples) == (whole.wrong, 21)
     np.testing.assert_allclose(metrics.loss, whole.loss, rtol=1e-5)
     assert metrics.accuracy == (21 - metrics.wrong) / 21
@@ -179,9 +191,9 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size
 
 def test_init_is_a_function_of_the_key():
     model = network()
-    first, same = (init_state(jax.random.key(1), model, OPTIMIZER, (8, 8, 1)) for _ in range(2))
+    init = jax.jit(partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1)))
+    first, same, other = (init(jax.random.key(seed)) for seed in (1, 1, 2))
     chex.assert_trees_all_equal(first, same)
-    other = init_state(jax.random.key(2), model, OPTIMIZER, (8, 8, 1))
     assert not np.allclose(first.params["head"]["kernel"], other.params["head"]["kernel"])
 
 
@@ -190,6 +202,6 @@ def test_what_is_frozen_has_no_gradient():
     model, data = network(), batch()
     state = initial(model)
     frozen = {name: jax.tree.map(lambda _, still=name == "stem": still, tree) for name, tree in state.params.items()}
-    after, _ = take(state, data, model, frozen=frozen)
+    after, _ = stepper(model, frozen=frozen)(state, data)
     chex.assert_trees_all_equal(after.params["stem"], state.params["stem"])
     assert not np.allclose(after.params["head"]["kernel"], state.params["head"]["kernel"])

@@ -37,9 +37,8 @@ def small(monkeypatch):
 def variables_of(model, seed=0):
     """Random parameters and statistics, none of them at its initial value."""
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape))))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return structure.unflatten([jax.random.uniform(k, leaf.shape) + 0.5 for k, leaf in zip(keys, leaves, strict=True)])
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: random.uniform(0.5, 1.5, leaf.shape).astype(np.float32), shapes)
 
 
 @pytest.mark.parametrize("model", [SMALL, PRE], ids=["post", "pre"])
