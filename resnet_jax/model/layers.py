@@ -79,15 +79,7 @@ class Conv(nn.Module):
         strides = extents(self.stride, len(window))
         if self.groups == 1 and max(window) == 1:
             return kernels.pointwise(x, kernel, strides)
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=strides,
-            padding=[(self.dilation * (k // 2),) * 2 for k in window],
-            rhs_dilation=(self.dilation,) * len(window),
-            dimension_numbers=kernels.dimension_numbers(len(window)),
-            feature_group_count=self.groups,
-        )
+        return kernels.convolve(x, kernel, strides, self.dilation, self.groups)
 
     def standardize(self, kernel: Array) -> Array:
         """The kernel itself; a subclass may reparameterise it."""
