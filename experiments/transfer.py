@@ -20,6 +20,7 @@ Times are noisy. A step of the last two costs the same; the head alone needs no 
 """
 
 import argparse
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,7 +78,10 @@ def measure(way: str, recipe: Recipe, seeds: int, out: Path) -> Measured:
     ends = []
     for seed in range(seeds):
         run = out / f"{way.replace(' ', '-')}-{seed}"
-        ends.append(train_recipe(replace(recipe, seed=seed), run, console=Console(quiet=True)).lines[-1])
+        result = train_recipe(replace(recipe, seed=seed), run, console=Console(quiet=True))
+        if result.signal:
+            sys.exit(128 + result.signal)  # the same command goes on
+        ends.append(result.lines[-1])
     accuracies = tuple(line["test_accuracy"] for line in ends)
     return Measured(way, accuracies, spread([line["seconds"] for line in ends]).mean)
 

@@ -88,14 +88,15 @@ def samples(job: Job, sources: Sources, path: Path) -> None:
     crop = original_crop(job.recipe, sources.train)
     train = supply(sources.train, job.mesh, Feeding(resident_gib=0.0), crop=crop)
     recipe, (_, key) = job.recipe, random_keys(job.recipe)
-    item = next(training_items(train, recipe.seed, recipe.batch_size, range(1), recipe.augment.repeats))
+    shown = min(recipe.batch_size, _SHOWN)  # of a batch of thousands the others would take minutes
+    item = next(training_items(train, recipe.seed, shown, range(1), recipe.augment.repeats))
     batch, size = batch_of(item), train_size_at(recipe, job.dataset.train_size, 0)
     preprocess = make_preprocess(recipe, job.dataset.train_size, len(job.dataset.classes), size)
     data = job.recipe.data
-    seen = jax.jit(preprocess, compiler_options=compiler_options())(key, 0, batch)[0][:_SHOWN]
+    seen = jax.jit(preprocess, compiler_options=compiler_options())(key, 0, batch)[0]
     pixels = np.asarray(seen) * np.array(data.std, np.float32) + np.array(data.mean, np.float32)
     images = np.clip(pixels * 255, 0, 255).round().astype(np.uint8)
-    names = [sources.dataset.classes[label] for label in np.asarray(batch.label)[:_SHOWN]]
+    names = [sources.dataset.classes[label] for label in np.asarray(batch.label)]
     try:
         draw_sheet(images, names).save(path)
     except (OSError, ValueError) as error:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+_FEW = 24  # names that a line has room for
+
 
 class InputError(ValueError):
     """Wrong input from outside the program; the command line prints it as one line and exits with 2."""
@@ -20,10 +22,13 @@ def first_line(error: BaseException) -> str:
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a `kind` ("model", "data set", ...) of this `name`, with the nearest of the `known` names."""
     known = list(known)
-    return InputError(f"unknown {kind} {name!r}{nearest(name, known) or '; known: ' + ', '.join(known)}")
+    few = ", ".join(known) if len(known) <= _FEW else f"{', '.join(known[:3])} and {len(known) - 3:,} more"
+    return InputError(f"unknown {kind} {name!r}{nearest(name, known) or f'; known: {few}'}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint, "; nearest: ..." with up to three of the `known` names, or nothing where none is near."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    known = list(known)
+    begun = [other for other in known if other.startswith(f"{name}.")]  # a network, of which these are weights
+    near = begun[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; nearest: {', '.join(near)}" if near else ""

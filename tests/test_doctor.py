@@ -1,9 +1,12 @@
 """What one looks at before a training."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_jax import doctor
 from resnet_jax.bench import measure_data, rate
 from resnet_jax.cli import main
 from resnet_jax.data.source import Example, Source, from_arrays
@@ -34,6 +37,18 @@ def test_the_samples_are_the_first_batch_augmented(tiny, tmp_path):
     again = tmp_path / "again.png"
     examine(tiny, tmp_path, data_dir=tmp_path, devices=1, samples_at=again)
     assert again.read_bytes() == picture.read_bytes()
+
+
+def test_of_a_large_batch_only_what_is_shown_is_read(tiny, tmp_path, monkeypatch):
+    asked, items = [], doctor.training_items
+
+    def noting(data, seed, batch_size, *rest):
+        asked.append(batch_size)
+        return items(data, seed, batch_size, *rest)
+
+    monkeypatch.setattr(doctor, "training_items", noting)
+    examine(replace(tiny, batch_size=4096), tmp_path, data_dir=tmp_path, devices=1, samples_at=tmp_path / "s.png")
+    assert asked == [32]
 
 
 def test_findings_that_are_not_good(tmp_path, monkeypatch):

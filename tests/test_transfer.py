@@ -83,7 +83,7 @@ def test_four_ways_of_the_script(tiny, script, photos, cached, monkeypatch, caps
         apart = jax.tree.map(lambda a, b: float(jnp.abs(a - b).sum()), now[where], weights["params"][where])
         return sum(jax.tree.leaves(apart))
 
-    assert moved("head-only", "stem") == moved("head-only", "stage2_block1") == 0
+    assert moved("head-only", "stem") == moved("head-only", "stage1_block1") == 0
     assert 0 < moved("layer-wise-rates", "stem") < moved("all-layers", "stem") < moved("from-scratch", "stem")
     frozen, free = (load_run(home / f"{way}-0", 1)[1].batch_stats for way in ("head-only", "all-layers"))
     chex.assert_trees_all_equal(frozen, weights["batch_stats"])

@@ -11,6 +11,7 @@ and temporaries.
 
 import argparse
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ import optax
 
 from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 from experiments.benchmarks.preflight import recipe
+from resnet_jax.errors import InputError, MachineError
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.zoo import published
 from resnet_jax.preflight import abstract_batch, data_of, describe
@@ -26,7 +28,7 @@ from resnet_jax.train.compiled import collectives, memory_traffic
 from resnet_jax.train.devices import mesh_of, replicated, split
 from resnet_jax.train.job import abstract, make_advance, prepare
 
-WAYS = ("groups of 32", "whole batch", "plain flax")
+WAYS = ("ours, groups of 32", "ours, whole batch", "plain flax, whole batch")
 
 
 def ours(topology: str, group: int | None) -> jax.stages.Compiled:
@@ -72,7 +74,7 @@ def main() -> None:
     parser.add_argument("topologies", nargs="+")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     arguments = parser.parse_args()
-    print("| slice | BatchNorm over | all-reduces | MB | MB accessed an image | in HBM | temporaries |")
+    print("| slice | way | all-reduces | MB | MB accessed an image | in HBM | temporaries |")
     print("|---|---|--:|--:|--:|--:|--:|")
     for topology in arguments.topologies:
         for way in arguments.ways:
@@ -80,4 +82,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (InputError, MachineError) as error:
+        sys.exit(f"error: {error}")

@@ -183,9 +183,12 @@ def positive(word: str) -> int:
 
 
 def answer(main: Callable[[], None]) -> None:
-    """Runs a question; what is wrong with its data is one line and exit code 2."""
+    """Runs a question; what is wrong with its data is one line and exit code 2, and so is Ctrl-C, with 130."""
     try:
         main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

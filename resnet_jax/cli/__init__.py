@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        return fail("interrupted; the same command starts again where it can", 130)
+        return fail("interrupted", 130)
     except InputError as error:
         return fail(str(error), 2)
     except (MachineError, OSError) as error:  # a full disk, a folder that may not be read

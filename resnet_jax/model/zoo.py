@@ -14,7 +14,7 @@ from resnet_jax.model.blocks import (
 from resnet_jax.model.layers import SqueezeExcite, StandardizedConv, largest_pool
 from resnet_jax.model.norm import group_norm
 from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.shortcuts import AverageShortcut, NoShortcut, PadShortcut
+from resnet_jax.model.shortcuts import SHORTCUTS, AverageShortcut, NoShortcut, PadShortcut
 from resnet_jax.model.stems import BiTStem, CifarStem, DeepStem, PoollessStem, PreActCifarStem, PreActStem, VideoStem
 
 # Blocks of each stage, by the number of layers of the bottleneck network
@@ -157,8 +157,13 @@ MODELS: dict[str, ResNet] = {
 def published(name: str, **fields: Any) -> ResNet:
     """The published network of that name with some fields changed: `published("resnet50", num_classes=10)`.
 
-    Raises InputError for a name that is not in MODELS, and TypeError for a field that ResNet does not have.
+    `shortcut` may be one of the names in SHORTCUTS, as in a recipe. Raises InputError for a name that is not in MODELS
+    or SHORTCUTS, and TypeError for a field that ResNet does not have.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)
+    if isinstance(shortcut := fields.get("shortcut"), str):
+        if shortcut not in SHORTCUTS:
+            raise unknown("shortcut", shortcut, SHORTCUTS)
+        fields["shortcut"] = SHORTCUTS[shortcut]
     return MODELS[name].clone(**fields)

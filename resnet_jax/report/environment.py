@@ -3,6 +3,7 @@
 import shlex
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from resnet_jax.report.runs import Run
@@ -56,6 +57,8 @@ def commands(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         for start in run.starts:
             words = start.get("command")
-            if isinstance(words, list):
-                lines.append(f"{run.name}: {shlex.join(map(str, words))}")
+            if isinstance(words, list) and words:
+                program, *rest = map(str, words)
+                start_of = "python -m resnet_jax" if program.endswith("__main__.py") else Path(program).name
+                lines.append(f"{run.name}: {start_of} {shlex.join(rest)}".rstrip())
     return lines

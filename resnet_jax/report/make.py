@@ -51,9 +51,11 @@ def make_report(
         say: is told, a line each, what takes time.
 
     What cannot be evaluated, because data or checkpoint are gone, is left out, and the page says why. Raises InputError
-    where a directory is no run, or where `out` holds something else; nothing is written by then.
+    where a directory is no run, where none has metrics, or where `out` holds something else, having written nothing.
     """
     read = read_runs(runs)
+    if not any(run.lines for run in read):
+        raise InputError(f"{', '.join(run.name for run in read)}: no metrics yet; a report needs an epoch or more")
     out = out or (read[0].path / "report" if len(read) == 1 else Path("report"))
     require_free(out)
     events = event_files(read) if tensorboard else {}

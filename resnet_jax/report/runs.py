@@ -132,7 +132,7 @@ def written(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return "none" if value is None else str(value)
+    return "default" if value is None else str(value)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -32,7 +32,7 @@ from resnet_jax.train.progress import AddBar, Lines, Say, describe, headline, pr
 from resnet_jax.train.shared import Shared, open_while_compiling, share
 from resnet_jax.train.state import TrainState, averaged
 from resnet_jax.train.step import Sums, zero_sums
-from resnet_jax.train.stop import stop_requested, watched
+from resnet_jax.train.stop import obey, stop_requested, watched
 
 _AHEAD = 2  # steps that may be queued on the devices while one is computed
 
@@ -84,8 +84,9 @@ def train_recipe(
     require_sense(habits, feeding)
     recipe, console = check(recipe), console or Lines(quiet=not on_first_host())
     say = speaker(console)
-    with hold(out):
+    with hold(out), stop_requested() as stop_signal:
         sources = open_sources(recipe, data_dir, splits)
+        obey(stop_signal())
         job, parts = concrete(recipe, sources, Cut(data_mesh(devices), accumulate, shard))
         begun = begin(job, out, say)
         if done := already_done(begun, habits):
@@ -93,8 +94,11 @@ def train_recipe(
         tell_start(begun)
         bad: dict[int, str] = {}
         compiled = compiler(job, parts, say)
+        obey(stop_signal())
         shared = share(job, *open_while_compiling(begun, sources, feeding, bad, compiled), compiled)
-        (ended,) = train_together([(begun, shared)], habits, bad, console, one_by_one(lambda mesh: shared))
+        obey(stop_signal())
+        take = one_by_one(lambda mesh: shared)
+        (ended,) = train_together([(begun, shared)], habits, bad, console, take, stop_signal)
         if isinstance(ended, Exception):
             raise ended
         return ended
@@ -141,13 +145,14 @@ def train_together(
     bad: dict[int, str],
     console: Console,
     take: Take,
+    stop_signal: Callable[[], int],
     *,
     together: bool = False,
     stopped: Stopped = lambda number, error: None,
 ) -> list[Result | InputError | MachineError]:
     """Trains runs side by side, or one alone, to their ends: what each returned, or what stopped it."""
     told, most = 0, habits.max_bad_images * begun[0][0].job.dataset.train_size
-    with stop_requested() as stop_signal, watched(habits.stall) as alive, progress(console) as add_bar:
+    with watched(habits.stall) as alive, progress(console) as add_bar:
 
         def between() -> None:
             nonlocal told

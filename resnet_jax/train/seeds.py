@@ -7,7 +7,7 @@ Several in one program are the same but for rounding.
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import partial
@@ -32,6 +32,7 @@ from resnet_jax.train.lock import hold
 from resnet_jax.train.progress import Lines, Say
 from resnet_jax.train.run import Result, already_done, speaker, tell_start, train_together
 from resnet_jax.train.shared import Shared, open_data, share
+from resnet_jax.train.stop import stop_requested
 from resnet_jax.train.ways import SideBySide, Way, alone, choose, possible, slices
 
 Ended = Result | InputError | MachineError
@@ -49,6 +50,7 @@ class Replicas(NamedTuple):
     console: Console
     shared: dict[Mesh, Shared]  # on those devices that have been used so far
     bad: dict[int, str]  # training images that could not be read
+    stop_signal: Callable[[], int]
 
 
 def train_seeds(recipe: Recipe, seeds: Sequence[int], out: Path, **options: Any) -> list[Result]:
@@ -102,6 +104,7 @@ def train_each(
     if (out / "recipe.json").is_file():
         raise InputError(f"{out}: is a run itself; choose another --out for its seeds")
     with ExitStack() as locks:
+        stop_signal = locks.enter_context(stop_requested())
         for seed in seeds:
             locks.enter_context(hold(run_of(out, seed)))
         sources, mesh = open_sources(recipe, data_dir, splits), data_mesh(devices)
@@ -112,7 +115,8 @@ def train_each(
         for seed in seeds:
             require_same_run(run_of(out, seed), recipes[seed], sources.dataset)
         console = console or Lines(quiet=not on_first_host())
-        return _train(Replicas(recipes, out, sources, one, habits, feeding, console, {}, {}), todo, names, mesh)
+        replicas = Replicas(recipes, out, sources, one, habits, feeding, console, {}, {}, stop_signal)
+        return _train(replicas, todo, names, mesh)
 
 
 def require_seeds(seeds: Sequence[int]) -> None:
@@ -188,6 +192,7 @@ def _train_group(replicas: Replicas, seeds: Sequence[int], way: Way) -> dict[int
             replicas.bad,
             replicas.console,
             way.take,
+            replicas.stop_signal,
             together=way.together,
             stopped=lambda number, error: pairs[number][0].say(str(error)),
         )

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
+import jax
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,6 +36,15 @@ def stop_requested() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def obey(number: int) -> None:
+    """Does at once what a signal asks for, where nothing has been done yet that would be lost; 0 asks for nothing.
+
+    Several hosts stop together, after a step.
+    """
+    if number and jax.process_count() == 1:
+        signal.raise_signal(number)
 
 
 @contextmanager

@@ -136,6 +136,12 @@ def test_unknown_names():
         published("resnet50", colour="red")
 
 
+def test_shortcuts_by_their_names():
+    assert published("resnet20", shortcut="B") == published("resnet20", shortcut=SHORTCUTS["B"])
+    with pytest.raises(InputError, match="unknown shortcut 'Z'; known: A, B"):
+        published("resnet20", shortcut="Z")
+
+
 def test_heads_and_channels():
     x = jnp.zeros((2, 32, 32, 1))
     features = published("resnet20", num_classes=0)

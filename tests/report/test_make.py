@@ -1,5 +1,7 @@
 """A report as files: where it is written, all or nothing, and what is refused."""
 
+import json
+
 import pytest
 from fabricated import vary, write_run
 from PIL import Image
@@ -8,6 +10,8 @@ import resnet_jax.report.make
 from resnet_jax.cli import main
 from resnet_jax.errors import InputError
 from resnet_jax.report import make_report
+from resnet_jax.report.environment import commands
+from resnet_jax.report.runs import read_runs
 
 PICTURES = {"loss.png", "error.png", "rate.png", "speed.png", "waiting.png"}
 
@@ -69,6 +73,25 @@ def test_what_cannot_be_reported_is_one_line(run, tmp_path, capsys, words, messa
     assert message in error
     assert error.count("\n") == 1
     assert names(tmp_path) == before
+
+
+def test_runs_that_have_measured_nothing_yet_are_no_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "begun", accuracies=())
+    assert main(["report", "begun"]) == 2
+    assert capsys.readouterr().err == "resnet-jax: begun: no metrics yet; a report needs an epoch or more\n"
+    assert not (tmp_path / "begun" / "report").exists()
+
+
+def test_commands_can_be_pasted(tmp_path):
+    run = write_run(tmp_path / "run")
+    (start,) = json.loads((run / "environment.json").read_text())
+    started = [
+        {"command": ["/home/a/.venv/bin/resnet-jax", "train", "a b.py"]},
+        {"command": ["/home/a/resnet_jax/__main__.py", "train", "run"]},
+    ]
+    (run / "environment.json").write_text(json.dumps([start | each for each in started]))
+    assert commands(read_runs([run])) == ["run: resnet-jax train 'a b.py'", "run: python -m resnet_jax train run"]
 
 
 def test_what_fails_leaves_the_report_before_it(run, monkeypatch):

@@ -1,5 +1,6 @@
 """A run's data opens while its first step is compiled."""
 
+import signal
 import threading
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 from resnet_jax.data.source import Example
 from resnet_jax.errors import InputError
 from resnet_jax.train import compiling
+from resnet_jax.train.directory import read_metrics
 from resnet_jax.train.job import open_sources
 from resnet_jax.train.run import train_recipe
 
@@ -48,3 +50,19 @@ def test_what_is_wrong_with_the_data_is_said(tiny, tmp_path, capsys):
     recipe = replace(tiny, data=replace(tiny.data, name=""))
     with pytest.raises(InputError, match="images of .* pixels; set data.size"):
         train_recipe(recipe, tmp_path / "run", devices=1, splits=splits)
+
+
+def test_a_signal_while_it_compiles_is_not_lost(tiny, tmp_path, monkeypatch):
+    """Nothing has been done yet, so it acts as it would without a run; and the same call trains."""
+    compile_within, asked = compiling.compile_within, [signal.SIGINT]
+
+    def interrupted(*given):
+        if asked:
+            signal.raise_signal(asked.pop())
+        return compile_within(*given)
+
+    monkeypatch.setattr(compiling, "compile_within", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(tiny, tmp_path / "run", devices=1)
+    assert read_metrics(tmp_path / "run") == []
+    assert train_recipe(tiny, tmp_path / "run", devices=1).step == 12
