@@ -11,9 +11,9 @@ its appendix; width and blocks are those of the residual network, and Lookahead 
 Prints the seconds of training of each run, of which the first compiles, and the accuracy on the 10,000 test images at
 the end, which is looked at once; then mean +- standard deviation. bfloat16 but on CPUs.
 
-Not measured yet in full: no GPU was at hand. A shortened run, `--width 0.25 --train 10000 --epochs 8 --runs 2`, a quarter
-of the channels and a fifth of the images, took 116 s on two CPU cores, 157 s with compiling, and reached 78.44 +- 0.13 %
-(n = 2); it says nothing of the time to 94 %.
+Not measured yet in full: no GPU was at hand. A shortened run, `--width 0.25 --train 10000 --epochs 8 --runs 2`, has a
+quarter of the channels and a fifth of the images. It took 116 s on two CPU cores, 157 s with compiling, and reached
+78.44 +- 0.13 % (n = 2); it says nothing of the time to 94 %.
 """
 
 import argparse
