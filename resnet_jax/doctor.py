@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from resnet_jax.backend import compiler_options
+from resnet_jax.data.batches import Batch, batch_indices
 from resnet_jax.data.source import Source
+from resnet_jax.data.stream import default_threads, stream
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.sheet import draw_sheet
 from resnet_jax.summary import summarize
 from resnet_jax.train.directory import environment
-from resnet_jax.train.feed import batch_of, supply, training_items
-from resnet_jax.train.habits import Feeding
 from resnet_jax.train.job import Job, Sources, held_split, open_sources, prepare, random_keys, train_size_at
 from resnet_jax.train.preprocess import make_preprocess, original_crop
 
@@ -85,12 +85,13 @@ def class_counts(source: Source) -> np.ndarray:
 
 def samples(job: Job, sources: Sources, path: Path) -> None:
     """Writes a picture of the first training images as the network will see them, with their classes."""
-    crop = original_crop(job.recipe, sources.train)
-    train = supply(sources.train, job.mesh, Feeding(resident_gib=0.0), crop=crop)
     recipe, (_, key) = job.recipe, random_keys(job.recipe)
-    shown = min(recipe.batch_size, _SHOWN)  # of a batch of thousands the others would take minutes
-    item = next(training_items(train, recipe.seed, shown, range(1), recipe.augment.repeats))
-    batch, size = batch_of(item), train_size_at(recipe, job.dataset.train_size, 0)
+    source, size = sources.train, train_size_at(recipe, job.dataset.train_size, 0)
+    read = original_crop(recipe, source) or (lambda index, _: source.read(index))
+    rows = batch_indices(recipe.seed, 0, recipe.batch_size, source.size, recipe.augment.repeats)
+    rows = rows[:_SHOWN]  # the others of a batch of thousands would take minutes
+    image, label = next(stream(read, lambda _: rows, range(1), threads=default_threads()))
+    batch = Batch(image, label, np.ones(len(rows), bool), rows)
     preprocess = make_preprocess(recipe, job.dataset.train_size, len(job.dataset.classes), size)
     data = job.recipe.data
     seen = jax.jit(preprocess, compiler_options=compiler_options())(key, 0, batch)[0]

@@ -9,6 +9,7 @@ from PIL import Image
 from resnet_jax import doctor
 from resnet_jax.bench import measure_data, rate
 from resnet_jax.cli import main
+from resnet_jax.data.batches import batch_indices
 from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.doctor import class_counts, directory, examine, machine
 from resnet_jax.errors import InputError
@@ -39,16 +40,23 @@ def test_the_samples_are_the_first_batch_augmented(tiny, tmp_path):
     assert again.read_bytes() == picture.read_bytes()
 
 
-def test_of_a_large_batch_only_what_is_shown_is_read(tiny, tmp_path, monkeypatch):
-    asked, items = [], doctor.training_items
+@pytest.mark.parametrize(
+    ("fields", "repeats", "shown"),
+    [({"batch_size": 4096}, 1, 32), ({"batch_size": 72}, 9, 32), ({"batch_size": 9}, 1, 9)],
+)
+def test_of_a_large_batch_only_what_is_shown_is_read(tiny, tmp_path, monkeypatch, fields, repeats, shown):
+    """Whatever divides it: devices, repeats, pairs."""
+    rows, read = [], doctor.stream
 
-    def noting(data, seed, batch_size, *rest):
-        asked.append(batch_size)
-        return items(data, seed, batch_size, *rest)
+    def noting(source, indices, batches, **how):
+        rows.extend(indices(0))
+        return read(source, indices, batches, **how)
 
-    monkeypatch.setattr(doctor, "training_items", noting)
-    examine(replace(tiny, batch_size=4096), tmp_path, data_dir=tmp_path, devices=1, samples_at=tmp_path / "s.png")
-    assert asked == [32]
+    monkeypatch.setattr(doctor, "stream", noting)
+    augment = replace(tiny.augment, repeats=repeats, mixup=0.0 if shown == 9 else 0.2)
+    recipe = replace(tiny, augment=augment, **fields)
+    examine(recipe, tmp_path, data_dir=tmp_path, devices=1, samples_at=tmp_path / "s.png")
+    np.testing.assert_array_equal(rows, batch_indices(0, 0, recipe.batch_size, 40, repeats)[:shown])
 
 
 def test_findings_that_are_not_good(tmp_path, monkeypatch):

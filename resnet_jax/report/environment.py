@@ -51,6 +51,16 @@ def _written(value: Any) -> str:
     return "unknown" if value is None else str(value)
 
 
+def _pasted(program: str) -> str:
+    """What is typed to start a program: not the path of one that is installed, nor of a module of this package."""
+    path = Path(program)
+    if path.parts[-2:] == ("resnet_jax", "__main__.py"):
+        return "python -m resnet_jax"
+    if path.name == "resnet-jax":
+        return path.name
+    return f"python {shlex.quote(program)}" if path.suffix == ".py" else shlex.quote(program)
+
+
 def commands(runs: Sequence[Run]) -> list[str]:
     """How each run was started, and gone on with."""
     lines = []
@@ -59,6 +69,5 @@ def commands(runs: Sequence[Run]) -> list[str]:
             words = start.get("command")
             if isinstance(words, list) and words:
                 program, *rest = map(str, words)
-                start_of = "python -m resnet_jax" if program.endswith("__main__.py") else Path(program).name
-                lines.append(f"{run.name}: {start_of} {shlex.join(rest)}".rstrip())
+                lines.append(f"{run.name}: {_pasted(program)} {shlex.join(rest)}".rstrip())
     return lines

@@ -89,12 +89,12 @@ def train_recipe(
         obey(stop_signal())
         job, parts = concrete(recipe, sources, Cut(data_mesh(devices), accumulate, shard))
         begun = begin(job, out, say)
+        obey(stop_signal())
         if done := already_done(begun, habits):
             return done
         tell_start(begun)
         bad: dict[int, str] = {}
         compiled = compiler(job, parts, say)
-        obey(stop_signal())
         shared = share(job, *open_while_compiling(begun, sources, feeding, bad, compiled), compiled)
         obey(stop_signal())
         take = one_by_one(lambda mesh: shared)

@@ -32,7 +32,7 @@ from resnet_jax.train.lock import hold
 from resnet_jax.train.progress import Lines, Say
 from resnet_jax.train.run import Result, already_done, speaker, tell_start, train_together
 from resnet_jax.train.shared import Shared, open_data, share
-from resnet_jax.train.stop import stop_requested
+from resnet_jax.train.stop import obey, stop_requested
 from resnet_jax.train.ways import SideBySide, Way, alone, choose, possible, slices
 
 Ended = Result | InputError | MachineError
@@ -108,6 +108,7 @@ def train_each(
         for seed in seeds:
             locks.enter_context(hold(run_of(out, seed)))
         sources, mesh = open_sources(recipe, data_dir, splits), data_mesh(devices)
+        obey(stop_signal())
         todo = [seed for seed in seeds if not _is_finished(run_of(out, seed))]
         names = possible(side_by_side, len(todo), recipe.batch_size, mesh)
         one = Cut(slices(mesh, 1, recipe.batch_size)[0], accumulate, shard)
@@ -153,6 +154,7 @@ def _train(replicas: Replicas, todo: list[int], names: Sequence[str], mesh: Mesh
     if todo:
         batch_size = replicas.recipes[todo[0]].batch_size
         way = choose(names, len(todo), batch_size, mesh, shared_on, speaker(replicas.console))
+        obey(replicas.stop_signal())  # no replica has taken a step
         for other in replicas.shared.keys() - set(way.meshes):
             del replicas.shared[other]  # where others were measured
     while todo and not any(isinstance(end, Result) and end.signal for end in ended.values()):

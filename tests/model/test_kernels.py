@@ -2,6 +2,7 @@
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,6 +127,7 @@ def test_max_pool(shape, window, strides, padding, dtype):
         ((2, 1, 2, 3), 5, 1),
         ((2, 3, 4, 3), 3, 2),
         ((1, 4, 6, 3), 7, 2),
+        ((1, 2, 2, 2, 3), 3, 1),
         ((1, 2, 3, 4, 3), 3, 2),
     ],
 )
@@ -135,8 +137,28 @@ def test_small_maps(shape, window, stride, dtype):
     kernel, strides = normal((*(window,) * rank, 3, 5), 1, dtype), (stride,) * rank
     assert_same(lambda x, kernel: kernels.convolve(x, kernel, strides), x, kernel)
     with kernels.using(True):
-        text = str(jax.make_jaxpr(lambda x: kernels.convolve(x, kernel, strides))(x))
+        text = str(jax.make_jaxpr(jax.grad(lambda x: kernels.convolve(x, kernel, strides).sum()))(x))
     assert "optimization_barrier" in text
+
+
+def test_strided_convolutions_are_plain_but_in_the_gradient_of_a_map():
+    x, kernel = normal((1, 8, 8, 3), 0, "float32"), normal((7, 7, 3, 2), 1, "float32")
+
+    def loss(x, kernel):
+        return jnp.sin(kernels.convolve(x, kernel, (2, 2))).sum()
+
+    with kernels.using(True):
+        assert "optimization_barrier" not in str(jax.make_jaxpr(jax.grad(loss, 1))(x, kernel))
+        assert "optimization_barrier" in str(jax.make_jaxpr(jax.grad(loss))(x, kernel))
+
+
+def test_a_size_that_is_not_known_yet_can_be_exported():
+    conv = Conv(4)
+    v = conv.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+    height, width = jax.export.symbolic_shape("h, w")
+    exported = jax.export.export(jax.jit(conv.apply))(v, jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32))
+    x = normal((1, 2, 2, 3), 0, "float32")
+    np.testing.assert_allclose(exported.call(v, x), conv.apply(v, x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

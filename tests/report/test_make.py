@@ -89,9 +89,16 @@ def test_commands_can_be_pasted(tmp_path):
     started = [
         {"command": ["/home/a/.venv/bin/resnet-jax", "train", "a b.py"]},
         {"command": ["/home/a/resnet_jax/__main__.py", "train", "run"]},
+        {"command": ["experiments/tasks/a b.py", "--out", "x"]},
+        {"command": ["/home/a/pytest/__main__.py"]},
     ]
     (run / "environment.json").write_text(json.dumps([start | each for each in started]))
-    assert commands(read_runs([run])) == ["run: resnet-jax train 'a b.py'", "run: python -m resnet_jax train run"]
+    assert commands(read_runs([run])) == [
+        "run: resnet-jax train 'a b.py'",
+        "run: python -m resnet_jax train run",
+        "run: python 'experiments/tasks/a b.py' --out x",
+        "run: python /home/a/pytest/__main__.py",
+    ]
 
 
 def test_what_fails_leaves_the_report_before_it(run, monkeypatch):
