@@ -5,8 +5,7 @@ over the gradient of a maximum over windows, over that of a 1x1 kernel, for whic
 over maps smaller than a kernel; written as products with ones, as comparisons of slices, as a product of matrices and
 on larger maps they cost what they should. Which of two formulas is compiled is settled when a function is lowered, by
 the platform for which it is, so that a TPU or GPU sees XLA's own also where it is compiled for on a machine without
-one. All have derivatives of any order, forward and backward, so `jax.jvp`, `jax.grad`, `jax.vmap`, `jax.shard_map` and
-what is made of them work.
+one. All have derivatives of any order, and go through `jax.vmap` and `jax.shard_map`.
 
 Tried with those fusions left out, and not taken: 1x1 convolutions themselves as products of matrices, and gradients of
 3x3 kernels as nine of them, which mostly took longer than XLA's own.
@@ -77,8 +76,8 @@ def convolve(x: Array, kernel: Array, strides: Extents, dilation: int = 1, group
     """Convolution of (b, spatial..., c) with a kernel (spatial..., c / groups, d), padded on both sides.
 
     By dilation * (extent // 2). Where the result has fewer pixels than the kernel taps, XLA exchanges the two, and on
-    CPUs that takes long: there zeros make the map larger first. A step then takes .19 of the time for ResNet-18 (8
-    images of 64x64) and .66 for ResNet-20 (64 of 8x8; jax 0.10.2, two cores of a shared server).
+    CPUs that takes long: there zeros make the map larger first. A step then takes .16 of the time for ResNet-18 (8
+    images of 64x64) and .63 for ResNet-20 (64 of 8x8; jax 0.10.2, two cores of a shared server).
     """
     window, rank = kernel.shape[:-2], len(strides)
     if dilation * groups == 1 and all(isinstance(size, int) for size in x.shape[1:-1]):  # and not symbols of an export
@@ -239,9 +238,7 @@ def _on_small_map(x: Array, kernel: Array, strides: Extents, throughout: bool, f
     return _enlarged(x, kernel, strides, fast and throughout)
 
 
-def _on_small_map_jvp(
-    strides: Extents, throughout: bool, fast: bool, primals: Any, tangents: Any
-) -> tuple[Array, Array]:
+def _on_small_map_jvp(strides: Extents, throughout: bool, fast: bool, primals: Any, tangents: Any) -> tuple:
     y = _on_small_map(*primals, strides, throughout, fast)
     in_map = partial(_enlarged, strides=strides, fast=fast)
     return y, _moved(y, in_map, partial(_enlarged, strides=strides, fast=fast and throughout), primals, tangents)

@@ -96,7 +96,6 @@ def train_recipe(
         bad: dict[int, str] = {}
         compiled = compiler(job, parts, say)
         shared = share(job, *open_while_compiling(begun, sources, feeding, bad, compiled), compiled)
-        obey(stop_signal())
         take = one_by_one(lambda mesh: shared)
         (ended,) = train_together([(begun, shared)], habits, bad, console, take, stop_signal)
         if isinstance(ended, Exception):

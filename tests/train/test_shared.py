@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from resnet_jax.data.source import Example
 from resnet_jax.errors import InputError
 from resnet_jax.train import compiling
-from resnet_jax.train.directory import read_metrics
+from resnet_jax.train import run as run_module
 from resnet_jax.train.job import open_sources
 from resnet_jax.train.run import train_recipe
 
@@ -52,8 +53,15 @@ def test_what_is_wrong_with_the_data_is_said(tiny, tmp_path, capsys):
         train_recipe(recipe, tmp_path / "run", devices=1, splits=splits)
 
 
-def test_a_signal_while_it_compiles_is_not_lost(tiny, tmp_path, monkeypatch):
-    """Nothing has been done yet, so it acts as it would without a run; and the same call trains."""
+@pytest.fixture
+def listening():
+    """A process that SIGINT ends, which workers of pytest-xdist are not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_while_it_compiles_is_not_lost(tiny, tmp_path, monkeypatch, listening):
     compile_within, asked = compiling.compile_within, [signal.SIGINT]
 
     def interrupted(*given):
@@ -62,7 +70,62 @@ def test_a_signal_while_it_compiles_is_not_lost(tiny, tmp_path, monkeypatch):
         return compile_within(*given)
 
     monkeypatch.setattr(compiling, "compile_within", interrupted)
+    stopped = train_recipe(tiny, tmp_path / "run", devices=1)
+    assert (stopped.signal, stopped.step) == (signal.SIGINT, 1)
+    assert train_recipe(tiny, tmp_path / "run", devices=1).step == 12
+
+
+def test_a_signal_before_anything_is_done_acts_at_once(tiny, tmp_path, monkeypatch, listening):
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        return open_sources(*given)
+
+    monkeypatch.setattr(run_module, "open_sources", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train_recipe(tiny, tmp_path / "run", devices=1)
-    assert read_metrics(tmp_path / "run") == []
-    assert train_recipe(tiny, tmp_path / "run", devices=1).step == 12
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_nothing_more_is_read_once_the_other_has_failed(tiny, tmp_path, monkeypatch):
+    """Forty images of which each takes long; a thread cannot be stopped from outside."""
+    read_so_far = []
+
+    def slow(read):
+        def slowly(index):
+            read_so_far.append(index)
+            time.sleep(0.2 if index else 0)
+            return read(index)
+
+        return slowly
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compiling, "compile_within", interrupted)
+    recipe = replace(tiny, data=replace(tiny.data, name=""))
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(recipe, tmp_path / "run", devices=1, splits=splits_of(tiny, tmp_path, slow))
+    assert len(read_so_far) < 30
+
+
+def test_of_two_errors_that_of_the_data_is_told(tiny, tmp_path, monkeypatch):
+    read_badly = threading.Event()
+
+    def uneven(read):
+        def unevenly(index):
+            if index != 7:
+                return read(index)
+            read_badly.set()
+            return Example(np.zeros((9, 9, 1), np.uint8), 0)
+
+        return unevenly
+
+    def failing(*given):
+        assert read_badly.wait(60)
+        time.sleep(0.5)
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(compiling, "compile_within", failing)
+    recipe = replace(tiny, data=replace(tiny.data, name=""))
+    with pytest.raises(InputError, match="set data.size"):
+        train_recipe(recipe, tmp_path / "run", devices=1, splits=splits_of(tiny, tmp_path, uneven))
