@@ -11,7 +11,7 @@ import numpy as np
 from resnet_jax.backend import compiler_options
 from resnet_jax.data.batches import Batch, batch_indices
 from resnet_jax.data.source import Source
-from resnet_jax.data.stream import default_threads, stream
+from resnet_jax.data.stream import default_threads, reading, stream
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.sheet import draw_sheet
@@ -87,7 +87,7 @@ def samples(job: Job, sources: Sources, path: Path) -> None:
     """Writes a picture of the first training images as the network will see them, with their classes."""
     recipe, (_, key) = job.recipe, random_keys(job.recipe)
     source, size = sources.train, train_size_at(recipe, job.dataset.train_size, 0)
-    read = original_crop(recipe, source) or (lambda index, _: source.read(index))
+    read = reading(source, original_crop(recipe, source))
     rows = batch_indices(recipe.seed, 0, recipe.batch_size, source.size, recipe.augment.repeats)
     rows = rows[:_SHOWN]  # the others of a batch of thousands would take minutes
     image, label = next(stream(read, lambda _: rows, range(1), threads=default_threads()))

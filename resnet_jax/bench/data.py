@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_jax.backend import compiler_options
 from resnet_jax.data.batches import Batch, batch_indices
-from resnet_jax.data.stream import default_threads, stream
+from resnet_jax.data.stream import default_threads, reading, stream
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.train.devices import split
 from resnet_jax.train.job import open_sources, prepare, train_size_at
@@ -42,7 +42,7 @@ def measure_data(
     def indices(step: int) -> np.ndarray:
         return batch_indices(seed, step, batch, source.size, recipe.augment.repeats)
 
-    read = original_crop(recipe, source) or (lambda index, _: source.read(index))
+    read = reading(source, original_crop(recipe, source))
 
     def batches(count: int) -> Iterator[Any]:
         return stream(read, indices, range(10**9), threads=count)

@@ -11,12 +11,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from resnet_jax.data.source import Example, as_label
+from resnet_jax.data.source import Example, Source, as_label
 from resnet_jax.errors import InputError
 
 # (index of an example, position of the row in the run, for what is random in it) -> example
 Read = Callable[[int, int], Example]
 _TRIES = 100  # examples in a row that may be bad before reading gives up
+
+
+def reading(source: Source, crop: Read | None) -> Read:
+    """How a split is read: by another `crop` for each row, if there is one, or as it is."""
+    return crop or (lambda index, _: source.read(index))
 
 
 def default_threads() -> int:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from resnet_jax.data.batches import Batch, batch_indices, evaluation_indices
 from resnet_jax.data.source import Example, Source, as_label, to_arrays
-from resnet_jax.data.stream import Read, default_threads, replacing, stream
+from resnet_jax.data.stream import Read, default_threads, reading, replacing, stream
 from resnet_jax.train.devices import place, replicate, replicated, split, split_rows
 from resnet_jax.train.habits import Feeding
 
@@ -70,7 +70,7 @@ def supply(
 
     Examples that cannot be read raise InputError or, where `replaced` is given, give way to the next and are noted.
     """
-    read = crop or (lambda index, _: source.read(index))
+    read = reading(source, crop)
     if replaced is not None:
         read = replacing(read, source.size, replaced)
     threads = default_threads() if feeding.threads is None else feeding.threads
@@ -89,9 +89,8 @@ def abstract_item(
     source: Source, mesh: Mesh, seed: int, batch_size: int, feeding: Feeding = Feeding(), crop: Read | None = None
 ) -> Item:
     """Shapes, dtypes and places of what `training_items` give, known before the data has been opened."""
-    read = replacing(crop or (lambda index, _: source.read(index)), source.size, {})
+    read = replacing(reading(source, crop), source.size, {})
     example, indices = read(0, 0), place(batch_indices(seed, 0, batch_size, source.size), split(mesh))
-
     label = as_label(example.label)
 
     def arrays(count: int, where: NamedSharding) -> tuple[Any, Any]:

@@ -13,11 +13,10 @@ from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from resnet_jax.errors import InputError, unknown
+from resnet_jax.errors import InputError
 from resnet_jax.model.layers import he_normal_fan_out
 from resnet_jax.model.norm import BatchNorm
 from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.shortcuts import SHORTCUTS
 from resnet_jax.model.zoo import published
 from resnet_jax.recipe import Model
 from resnet_jax.weights.load import Variables
@@ -39,6 +38,7 @@ def build_model(model: Model, num_classes: int) -> ResNet:
     """The network of a recipe; raises InputError for a name that does not exist."""
     network = published(
         model.name,
+        **({} if model.shortcut is None else {"shortcut": model.shortcut}),
         num_classes=num_classes,
         dropout=model.dropout,
         head_dropout=model.head_dropout,
@@ -52,11 +52,7 @@ def build_model(model: Model, num_classes: int) -> ResNet:
     elif model.norm_group is not None or model.norm_frozen:
         field = f"norm_frozen is {model.norm_frozen}" if model.norm_frozen else f"norm_group is {model.norm_group}"
         raise InputError(f"model.{field}; {model.name} has no BatchNorm, so leave it out")
-    if model.shortcut is None:
-        return network
-    if model.shortcut not in SHORTCUTS:
-        raise unknown("model.shortcut", model.shortcut, SHORTCUTS)
-    return network.clone(shortcut=SHORTCUTS[model.shortcut])
+    return network
 
 
 def init_state(
