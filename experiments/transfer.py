@@ -27,6 +27,7 @@ from pathlib import Path
 from rich.console import Console
 
 from resnet_jax import train_recipe
+from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
 from resnet_jax.spread import spread
 from resnet_jax.train.directory import read_dataset
@@ -133,4 +134,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_asking()
     main()

@@ -1,7 +1,17 @@
-"""`python -m resnet_jax` is `resnet-jax`."""
+"""The program: `resnet-jax`, or `python -m resnet_jax`."""
 
 import sys
 
-from resnet_jax.cli import main
+from resnet_jax.huge_pages import restart_asking
 
-sys.exit(main())
+
+def run() -> None:
+    """Runs the command in `sys.argv` and ends the process with its exit code."""
+    restart_asking()
+    from resnet_jax.cli import main
+
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

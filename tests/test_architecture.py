@@ -11,7 +11,7 @@ import resnet_jax
 
 PACKAGE = Path(resnet_jax.__file__).parent
 LAYERS = (
-    {"errors", "backend", "cache"},
+    {"errors", "backend", "cache", "huge_pages"},
     {"model", "data", "hosts"},
     {"recipe", "weights"},
     {"train"},

@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from resnet_jax.bench.step import Bounds, measure_step, subject_of
+from resnet_jax.huge_pages import restart_asking
 from resnet_jax.preflight import abstract_batch
 from resnet_jax.train.compiled import collectives
 from resnet_jax.train.directory import Dataset
@@ -139,4 +140,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_asking()
     main()

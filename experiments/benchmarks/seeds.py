@@ -14,7 +14,10 @@ import time
 from functools import cache
 from pathlib import Path
 
+from resnet_jax.huge_pages import restart_asking
+
 if __name__ == "__main__":  # before jax is imported; other devices than those of a CPU are as many as they are
+    restart_asking()
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("recipe", nargs="?", type=Path, default=Path(__file__).parent.parent / "digits.py")
     words.add_argument("--count", type=int, default=4)

@@ -35,6 +35,7 @@ from resnet_jax.data.augment import normalize
 from resnet_jax.data.batches import Batch, batch_indices
 from resnet_jax.data.datasets import open_split
 from resnet_jax.data.source import Source, to_arrays
+from resnet_jax.huge_pages import restart_asking
 from resnet_jax.model.layers import Conv
 from resnet_jax.model.norm import BatchNorm
 from resnet_jax.recipe import Augment, Data, Recipe
@@ -258,4 +259,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_asking()
     main()

@@ -23,6 +23,7 @@ from resnet_jax import InputError, Recipe, TrainState, compiler_options, train_s
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.batches import Batch, batch_indices
 from resnet_jax.data.source import to_arrays
+from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.spread import spread
 from resnet_jax.train.job import Job, Sources, open_sources, prepare, random_keys, start
@@ -184,6 +185,7 @@ def positive(word: str) -> int:
 
 def answer(main: Callable[[], None]) -> None:
     """Runs a question; what is wrong with its data is one line and exit code 2, and so is Ctrl-C, with 130."""
+    restart_asking()
     try:
         main()
     except KeyboardInterrupt:

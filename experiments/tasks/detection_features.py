@@ -19,6 +19,7 @@ import numpy as np
 from resnet_jax import FPN, compiler_options, create
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.decode import decode, shrink
+from resnet_jax.huge_pages import restart_asking
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -85,4 +86,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_asking()
     main()

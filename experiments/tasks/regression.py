@@ -21,6 +21,7 @@ from PIL import Image
 from resnet_jax import compiler_options, fit, load_run
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
+from resnet_jax.huge_pages import restart_asking
 from resnet_jax.predict import answers
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
 from resnet_jax.train.run import Result
@@ -76,6 +77,7 @@ def draw(out: Path, path: Path) -> None:
 
 
 if __name__ == "__main__":
+    restart_asking()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/regression"))
     folder = parser.parse_args().out

@@ -18,6 +18,7 @@ import numpy as np
 from resnet_jax import MODELS, fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
+from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
 from resnet_jax.train.run import Result
 
@@ -65,6 +66,7 @@ def run(out: Path, **options: Any) -> Result:
 
 
 if __name__ == "__main__":
+    restart_asking()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/video"))
     line = run(parser.parse_args().out).lines[-1]

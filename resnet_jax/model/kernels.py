@@ -1,14 +1,14 @@
 """The same mathematics, written as XLA's CPU compiler runs it fastest. Axes: g group, b batch, ... spatial, c channels.
 
 On CPUs XLA takes long over sums of all pixels of a channel, without the fusions that `resnet_jax.backend` leaves out,
-over the gradient of a maximum over windows, over that of a 1x1 kernel, for which it transposes what it recomputes, and
-over maps smaller than a kernel; written as products with ones, as comparisons of slices, as a product of matrices and
-on larger maps they cost what they should. Which of two formulas is compiled is settled when a function is lowered, by
-the platform for which it is, so that a TPU or GPU sees XLA's own also where it is compiled for on a machine without
+over the gradient of a maximum over windows, over those of 1x1 convolutions, for which it transposes what it recomputes,
+and over maps smaller than a kernel; written as products with ones, as comparisons of slices, as products of matrices
+and on larger maps they cost what they should. Which of two formulas is compiled is settled when a function is lowered,
+by the platform for which it is, so that a TPU or GPU sees XLA's own also where it is compiled for on a machine without
 one. All have derivatives of any order, and go through `jax.vmap` and `jax.shard_map`.
 
-Tried with those fusions left out, and not taken: 1x1 convolutions themselves as products of matrices, and gradients of
-3x3 kernels as nine of them, which mostly took longer than XLA's own.
+Tried with those fusions left out, and not taken: gradients of 3x3 kernels as nine products of matrices, which mostly
+took longer than XLA's own.
 
 RESNET_JAX_KERNELS=off in the environment, or `using(False)`, leaves XLA's own everywhere.
 """
@@ -63,23 +63,18 @@ def max_pool(x: Array, window: Extents, strides: Extents, padding: Extents) -> A
     return _max_pool(x, window, strides, padding, used())
 
 
-def pointwise(x: Array, kernel: Array, strides: Extents) -> Array:
-    """Convolution of (b, spatial..., c) with a kernel (1..., c, d) of one tap.
-
-    On CPUs the gradient of the kernel is a product of matrices: a step of ResNet-50 takes .7 of the time (8 images of
-    224x224; jax 0.10.2, two cores of a shared server). The convolution itself is XLA's everywhere.
-    """
-    return _pointwise(x, kernel, strides, used())
-
-
 def convolve(x: Array, kernel: Array, strides: Extents, dilation: int = 1, groups: int = 1) -> Array:
     """Convolution of (b, spatial..., c) with a kernel (spatial..., c / groups, d), padded on both sides.
 
-    By dilation * (extent // 2). Where the result has fewer pixels than the kernel taps, XLA exchanges the two, and on
-    CPUs that takes long: there zeros make the map larger first. A step then takes .16 of the time for ResNet-18 (8
-    images of 64x64) and .63 for ResNet-20 (64 of 8x8; jax 0.10.2, two cores of a shared server).
+    By dilation * (extent // 2). On CPUs one with a kernel of one tap is a product of matrices, and so are its
+    gradients: a step of ResNet-50 then takes .7 of the time (8 images of 224x224). Where the result has fewer pixels
+    than the kernel taps, XLA exchanges the two, and on CPUs that takes long: there zeros make the map larger first. A
+    step then takes .16 of the time for ResNet-18 (8 images of 64x64) and .63 for ResNet-20 (64 of 8x8; jax 0.10.2, two
+    cores of a shared server).
     """
     window, rank = kernel.shape[:-2], len(strides)
+    if groups == 1 and max(window) == 1:
+        return _written(x, kernel, strides, matrix_of_pixels, used())
     if dilation * groups == 1 and all(isinstance(size, int) for size in x.shape[1:-1]):  # and not symbols of an export
         each = zip(x.shape[1:-1], window, strides, strict=True)
         after = math.prod((size + 2 * (k // 2) - k) // stride + 1 for size, k, stride in each)
@@ -140,14 +135,8 @@ def on_larger_map(x: Array, kernel: Array, strides: Extents) -> Array:
     return lax.slice(y, (0,) * y.ndim, (len(y), *ends, y.shape[-1]), (1, *strides, 1))
 
 
-def one_tap(x: Array, kernel: Array, strides: Extents) -> Array:
-    """XLA's own convolution with a kernel of one tap."""
-    rank = len(strides)
-    return lax.conv_general_dilated(x, kernel, strides, [(0, 0)] * rank, dimension_numbers=dimension_numbers(rank))
-
-
 def matrix_of_pixels(x: Array, kernel: Array, strides: Extents) -> Array:
-    """The same as a product of the pixels that the strides meet with the kernel."""
+    """With a kernel of one tap: the product of the pixels that the strides meet with it."""
     met = lax.slice(x, (0,) * x.ndim, x.shape, (1, *strides, 1))
     pixels = met.reshape(-1, x.shape[-1])  # or else XLA transposes them all for the gradient
     return (pixels @ kernel.reshape(kernel.shape[-2:])).reshape(*met.shape[:-1], -1)
@@ -226,54 +215,30 @@ def _same(x: Array) -> Array:
     return x
 
 
-@partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _enlarged(x: Array, kernel: Array, strides: Extents, fast: bool) -> Array:
+@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
+def _written(x: Array, kernel: Array, strides: Extents, formula: Callable[..., Array], fast: bool) -> Array:
+    """A convolution by this formula on CPUs, and by XLA's own elsewhere."""
     plain = partial(padded, strides=strides)
-    return _by_platform(partial(on_larger_map, strides=strides) if fast else plain, plain, x, kernel)
+    return _by_platform(partial(formula, strides=strides) if fast else plain, plain, x, kernel)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _on_small_map(x: Array, kernel: Array, strides: Extents, throughout: bool, fast: bool) -> Array:
     """`throughout`, or else in the gradient of the map alone, where a strided convolution has few pixels."""
-    return _enlarged(x, kernel, strides, fast and throughout)
+    return _written(x, kernel, strides, on_larger_map, fast and throughout)
 
 
+@partial(_on_small_map.defjvp, symbolic_zeros=True)
 def _on_small_map_jvp(strides: Extents, throughout: bool, fast: bool, primals: Any, tangents: Any) -> tuple:
-    y = _on_small_map(*primals, strides, throughout, fast)
-    in_map = partial(_enlarged, strides=strides, fast=fast)
-    return y, _moved(y, in_map, partial(_enlarged, strides=strides, fast=fast and throughout), primals, tangents)
-
-
-_on_small_map.defjvp(_on_small_map_jvp, symbolic_zeros=True)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def _pointwise(x: Array, kernel: Array, strides: Extents, fast: bool) -> Array:
-    return one_tap(x, kernel, strides)
-
-
-def _pointwise_jvp(strides: Extents, fast: bool, primals: Any, tangents: Any) -> tuple[Array, Array]:
-    y = _pointwise(*primals, strides, fast)
-    in_map, in_kernel = partial(one_tap, strides=strides), partial(_in_kernel, strides=strides, fast=fast)
-    return y, _moved(y, in_map, in_kernel, primals, tangents)
-
-
-def _moved(y: Array, in_map: Callable, in_kernel: Callable, primals: Any, tangents: Any) -> Array:
-    """A convolution is linear in both; how each is written decides what its gradient is made of."""
+    """A convolution is linear in both; how each term is written decides what its gradient is made of."""
     (x, kernel), (x_moved, kernel_moved) = primals, tangents
-    moved = [] if isinstance(x_moved, SymbolicZero) else [in_map(x_moved, kernel)]
+    y = _on_small_map(x, kernel, strides, throughout, fast)
+    moved = []
+    if not isinstance(x_moved, SymbolicZero):
+        moved.append(_written(x_moved, kernel, strides, on_larger_map, fast))
     if not isinstance(kernel_moved, SymbolicZero):
-        moved.append(in_kernel(x, kernel_moved))
-    return sum(moved[1:], moved[0]) if moved else jnp.zeros_like(y)
-
-
-_pointwise.defjvp(_pointwise_jvp, symbolic_zeros=True)
-
-
-@partial(jax.jit, static_argnums=(2, 3), inline=True)
-def _in_kernel(x: Array, kernel: Array, strides: Extents, fast: bool) -> Array:
-    plain = partial(one_tap, strides=strides)
-    return _by_platform(partial(matrix_of_pixels, strides=strides) if fast else plain, plain, x, kernel)
+        moved.append(_written(x, kernel_moved, strides, on_larger_map, fast and throughout))
+    return y, sum(moved[1:], moved[0]) if moved else jnp.zeros_like(y)
 
 
 @partial(jax.jit, static_argnums=1, inline=True)

@@ -75,11 +75,8 @@ class Conv(nn.Module):
 
     def convolve(self, x: Array, kernel: Array) -> Array:
         """The convolution with a kernel (spatial..., c / groups, features)."""
-        x, window = kernels.once(x), kernel.shape[:-2]
-        strides = extents(self.stride, len(window))
-        if self.groups == 1 and max(window) == 1:
-            return kernels.pointwise(x, kernel, strides)
-        return kernels.convolve(x, kernel, strides, self.dilation, self.groups)
+        strides = extents(self.stride, x.ndim - 2)
+        return kernels.convolve(kernels.once(x), kernel, strides, self.dilation, self.groups)
 
     def standardize(self, kernel: Array) -> Array:
         """The kernel itself; a subclass may reparameterise it."""

@@ -1,5 +1,7 @@
 """Each fast formula against the plain one: values and gradients, shapes, transformations, and where it is taken."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.export
@@ -85,28 +87,32 @@ def test_once(dtype):
 
 @pytest.mark.parametrize("strides", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 7, 2), (2, 5, 6, 3), (1, 3, 4, 5, 2), (1, 1, 1, 3)])
-def test_pointwise(shape, strides, dtype):
+def test_kernels_of_one_tap(shape, strides, dtype):
     x, kernel = normal(shape, 0, dtype), normal((*(1,) * (len(shape) - 2), shape[-1], 4), 1, dtype)
     strides = (strides,) * (len(shape) - 2)
-    assert_same(lambda x, kernel: kernels.pointwise(x, kernel, strides), x, kernel)
-    formulas = (kernels.matrix_of_pixels, kernels.one_tap)
+    assert_same(lambda x, kernel: kernels.convolve(x, kernel, strides), x, kernel)
+    formulas = (kernels.matrix_of_pixels, kernels.padded)
     both = jax.jit(lambda x, kernel: [formula(x, kernel, strides) for formula in formulas])(x, kernel)
     np.testing.assert_allclose(*both, **FLOAT32)
 
 
-def test_pointwise_has_second_derivatives_and_skips_what_stands_still():
-    x, kernel = normal((2, 4, 4, 3), 0, "float32"), normal((1, 1, 3, 2), 1, "float32")
+@pytest.mark.parametrize(("size", "window"), [(4, 1), (2, 3)])
+def test_convolutions_have_second_derivatives(size, window):
+    x, kernel = normal((2, size, size, 3), 0, "float32"), normal((window, window, 3, 2), 1, "float32")
 
-    def loss(x, kernel):
-        return jnp.sin(kernels.pointwise(x, kernel, (2, 2))).sum()
+    def loss(formula, x, kernel):
+        return jnp.sin(formula(x, kernel, (2, 2))).sum()
 
-    def plain(x, kernel):
-        return jnp.sin(kernels.one_tap(x, kernel, (2, 2))).sum()
-
-    hessians = jax.jit(lambda x, kernel: [jax.hessian(f, 1)(x, kernel) for f in (loss, plain)])
+    formulas = (kernels.convolve, kernels.padded)
+    hessians = jax.jit(lambda x, kernel: [jax.hessian(partial(loss, f), 1)(x, kernel) for f in formulas])
     chex.assert_trees_all_close(*hessians(x, kernel), rtol=1e-4, atol=1e-5)
-    text = str(jax.make_jaxpr(jax.grad(lambda kernel: loss(x, kernel)))(kernel))
-    assert text.count("conv_general_dilated[") == 2  # forward, and elsewhere than on CPUs the kernel's; none for x
+
+
+def test_what_stands_still_on_a_small_map_takes_no_gradient():
+    x, kernel = normal((2, 2, 2, 3), 0, "float32"), normal((3, 3, 3, 2), 1, "float32")
+    with kernels.using(False):
+        text = str(jax.make_jaxpr(jax.grad(lambda kernel: kernels.convolve(x, kernel, (1, 1)).sum()))(kernel))
+    assert text.count("conv_general_dilated[") == 2  # forward and the kernel's; none for x
 
 
 @pytest.mark.parametrize(("shape", "window", "strides", "padding"), WINDOWS)
