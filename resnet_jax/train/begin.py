@@ -24,6 +24,7 @@ class Begun(NamedTuple):
     job: Job
     out: Path
     state: TrainState
+    step: int  # that of the state, which may still be being drawn
     sums: Sums
     lines: list[dict[str, Any]]
     notes: tuple[str, ...]  # on the weights that it starts from
@@ -61,9 +62,10 @@ def begin(job: Job, out: Path, say: Say) -> Begun:
     if on_first_host():
         open_run(out, job.recipe, job.dataset, pretrained and pretrained.file)
     state, sums = restored or initial(job, pretrained and pretrained.variables)
-    lines = keep_metrics(out, int(state.step))
+    step = int(state.step) if restored else 0
+    lines = keep_metrics(out, step)
     meet("opened the run")
-    return Begun(job, out, state, sums, lines, pretrained.notes if pretrained else (), say)
+    return Begun(job, out, state, step, sums, lines, pretrained.notes if pretrained else (), say)
 
 
 def meet(where: str) -> None:

@@ -110,7 +110,7 @@ def speaker(console: Console) -> Say:
 
 def already_done(begun: Begun, habits: Habits) -> Result | None:
     """How a run ended that has nothing left to do; raises InputError where it is to stop at a step that has passed."""
-    job, step, stop_at = begun.job, int(begun.state.step), habits.stop_at
+    job, step, stop_at = begun.job, begun.step, habits.stop_at
     split = held_split(job.recipe)
     if stop_at is not None and stop_at < step:
         raise InputError(f"--stop-at is {stop_at}; {begun.out} is already at step {step}")
@@ -122,8 +122,8 @@ def already_done(begun: Begun, habits: Habits) -> Result | None:
 
 def tell_start(begun: Begun) -> None:
     """Says what is trained, and on which weights."""
-    step = int(begun.state.step)
-    begun.say(f"{f'resuming at step {step}' if step else 'training'}: {headline(begun.job, begun.out)}")
+    resuming = f"resuming at step {begun.step}"
+    begun.say(f"{resuming if begun.step else 'training'}: {headline(begun.job, begun.out)}")
     for note in begun.notes:
         begun.say(note)
 
@@ -164,8 +164,8 @@ def train_together(
 
 def loop(begun: Begun, shared: Shared, habits: Habits, stop_signal: Callable[[], int], add_bar: AddBar) -> Run[Result]:
     """All steps of a run, with what is measured, said and saved between them; `drive` takes the steps."""
-    job, out, state, sums, lines, _, say = begun
-    recipe, step, split, key = job.recipe, int(state.step), held_split(job.recipe), step_key(job)
+    job, out, state, step, sums, lines, _, say = begun
+    recipe, split, key = job.recipe, held_split(job.recipe), step_key(job)
     last = min(job.steps, habits.stop_at or job.steps)
     with open_checkpoints(out / "checkpoints", keep=habits.keep, best=True) as checkpoints:
         show = add_bar(f"{out.name} step", recipe.batch_size, step, last, job.right is not None)

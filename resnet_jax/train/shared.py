@@ -46,7 +46,7 @@ def open_while_compiling(
     with ThreadPoolExecutor(1) as pool:
         opening = pool.submit(open_data, job, _until(ended, sources), feeding, bad)
         try:
-            compiled(int(begun.state.step), (begun.state, begun.sums, item, step_key(job), signals(job.mesh, 0)))
+            compiled(begun.step, (begun.state, begun.sums, item, step_key(job), signals(job.mesh, 0)))
             return opening.result()
         except BaseException:
             error = opening.exception() if opening.done() else None
