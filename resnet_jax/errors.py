@@ -1,6 +1,7 @@
 """Errors that a user can mend: one line each, with what was wrong, where, and what to do next."""
 
 import difflib
+import textwrap
 from collections.abc import Iterable
 
 _FEW = 24  # names that a line has room for
@@ -16,7 +17,8 @@ class MachineError(RuntimeError):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error of a library, or its type, short enough for a line of ours."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return textwrap.shorten(line, 200, placeholder=" ...")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:

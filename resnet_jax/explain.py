@@ -15,7 +15,7 @@ from resnet_jax.backend import compiler_options
 from resnet_jax.data.augment import normalize
 from resnet_jax.errors import InputError, nearest
 from resnet_jax.model.resnet import ResNet
-from resnet_jax.predict import Prediction, answers, likeliest, read_images
+from resnet_jax.predict import Prediction, answers, check_files, likeliest, read_images
 from resnet_jax.train.job import Job
 from resnet_jax.train.state import TrainState
 from resnet_jax.train.which import Which
@@ -92,12 +92,13 @@ def explain_images(
 
     Everything else is as in `predict_images`, and so is what it raises.
     """
+    check_files(images, top)
     job, state = open_trained(str(where), like, which, devices=1)
     number = None if name is None else _number(job, name)
     last = len(job.model.depths)
     if stage is not None and not 1 <= stage <= last:
         raise InputError(f"--stage is {stage}; {job.recipe.model.name} has stages 1 to {last}")
-    pixels = read_images(job, images, top)
+    pixels = read_images(job, images)
     look = jax.jit(partial(_look, job, state, stage), compiler_options=compiler_options())
     cells = np.ceil(np.array(pixels.shape[1:3]) / job.model.stages()[(stage or last) - 1].total_stride)
     found = []

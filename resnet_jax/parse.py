@@ -66,14 +66,14 @@ def unset_other_length(recipe: Recipe, before: Recipe, words: Sequence[str] = ()
     if recipe.epochs is None or recipe.steps is None:
         return recipe
     if recipe.epochs == before.epochs:
-        return _rescaled(dataclasses.replace(recipe, epochs=None), before, recipe.steps / (recipe.epochs or 1), words)
+        return _rescaled(dataclasses.replace(recipe, epochs=None), before, recipe.steps, recipe.epochs or 1, words)
     if recipe.steps == before.steps:
-        return _rescaled(dataclasses.replace(recipe, steps=None), before, recipe.epochs / (recipe.steps or 1), words)
+        return _rescaled(dataclasses.replace(recipe, steps=None), before, recipe.epochs, recipe.steps or 1, words)
     return recipe
 
 
-def _rescaled(recipe: Recipe, before: Recipe, factor: float, words: Sequence[str]) -> Recipe:
-    """The recipe with its times, but for those just given, times `factor`."""
+def _rescaled(recipe: Recipe, before: Recipe, length: float, old_length: float, words: Sequence[str]) -> Recipe:
+    """The recipe with its times, but for those just given, for a run of `length` in place of `old_length`."""
     given = {word.split("=")[0].lstrip("-").replace("_", "-") for word in words if word.startswith("--")}
     for name in TIMES:
         part, field = name.split(".")
@@ -81,7 +81,9 @@ def _rescaled(recipe: Recipe, before: Recipe, factor: float, words: Sequence[str
         value = getattr(old, field)
         if name.replace("_", "-") in given or value != getattr(getattr(before, part), field):
             continue
-        scaled = tuple(time * factor for time in value) if isinstance(value, tuple) else value * factor
+        times = value if isinstance(value, tuple) else (value,)
+        times = tuple(time * length / old_length for time in times)
+        scaled = times if isinstance(value, tuple) else times[0]
         recipe = dataclasses.replace(recipe, **{part: dataclasses.replace(old, **{field: scaled})})
     return recipe
 

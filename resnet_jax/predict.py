@@ -57,20 +57,28 @@ def predict_images(
     An image is scaled to cover the size that the network was trained on, and its centre taken; `like` says how where
     weights do not. Raises InputError, before anything is computed, where run, weights or an image cannot be read.
     """
+    check_files(images, top)
     job, state = open_trained(str(where), like, which, devices=1)
-    pixels = read_images(job, images, top)
+    pixels = read_images(job, images)
     ask = jax.jit(partial(answers, job, state), compiler_options=compiler_options())
     chunks = [pixels[start : start + _BATCH] for start in range(0, len(pixels), _BATCH)]
     rows = np.concatenate([np.asarray(ask(chunk)) for chunk in chunks])
     return [likeliest(job, path, row, top) for path, row in zip(images, rows, strict=True)]
 
 
-def read_images(job: Job, images: Sequence[Path], top: int) -> np.ndarray:
-    """Image files as a network takes them, uint8 (n, h, w, c); raises InputError where it or a file is of no use."""
+def check_files(images: Sequence[Path], top: int) -> None:
+    """Raises InputError for what needs no network to be seen wrong, and so before weights are fetched."""
     if top < 1:
         raise InputError(f"--top is {top}; it must be positive")
     if not images:
         raise InputError("no image is named; give at least one file")
+    for path in images:
+        if not path.is_file():
+            raise InputError(f"{path}: no such image file")
+
+
+def read_images(job: Job, images: Sequence[Path]) -> np.ndarray:
+    """Image files as a network takes them, uint8 (n, h, w, c); raises InputError where it or a file is of no use."""
     shape, fit = job.dataset.image_shape, fit_of(job.recipe.data)
     if len(shape) != 3:
         taken = " x ".join(map(str, shape))

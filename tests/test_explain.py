@@ -174,6 +174,7 @@ def test_wrong_use_is_one_line_and_exit_code_two(run, capsys):
         (["run", "a.png", "--stage", "0"], "--stage is 0; tiny has stages 1 to 2"),
         (["run", "a.png", "--top", "0"], "--top is 0; it must be positive"),
         (["run"], "no image is named"),
+        (["hf:nobody/nothing", "gone.png"], "gone.png: no such image file"),  # before the network is asked
         (["run", "a.png", "--out", "no/x.png"], "no/x.png: cannot be written"),
         (["run", "a.png", "--size", "3"], "a run has its own network, data and preprocessing; leave --size out"),
     ):

@@ -30,6 +30,11 @@ def test_times_keep_their_share_of_the_run():
     assert back.schedule.warmup == pytest.approx(3)
 
 
+def test_shares_are_as_exact_as_numbers_are():
+    recipe = parsed(TIMED, "--steps", "6")
+    assert (recipe.schedule.warmup, recipe.schedule.milestones) == (0.6, (2, 4))
+
+
 def test_a_few_steps_of_the_default_recipe_have_a_short_warm_up():
     recipe = parsed(Recipe(), "--steps", "5")
     assert recipe.schedule.warmup == 0.5

@@ -179,7 +179,12 @@ STEPS = Schedule(name="steps", warmup=0)
         (Recipe(schedule=Schedule(name="onecycle", warmup=0, end_divisor=0.5)), "end_divisor is 0.5; .* at least 1"),
         (Recipe(schedule=Schedule(power=3.0)), "schedule.power is 3.0, which schedule.name cosine does not use"),
         (Recipe(schedule=Schedule(milestones=(5,))), "schedule.milestones is .5,., which .* cosine does not use"),
-        (Recipe(epochs=2), "schedule.warmup is 3; it must lie within the run's 2 epochs"),
+        (Recipe(epochs=2), "schedule.warmup is 3; it must lie within the run's 2 epochs: .* .--steps makes all"),
+        (Recipe(epochs=1), "schedule.warmup is 3; it must lie within the run's 1 epoch:"),
+        (
+            Recipe(epochs=None, steps=2),
+            "schedule.warmup is 3; it must lie within the run's 2 steps: give a shorter one$",
+        ),
         (
             Recipe(schedule=replace(STEPS, milestones=(5, 30))),
             r"milestones is \(5, 30\); .*the run's 30 epochs.*--stop-at",

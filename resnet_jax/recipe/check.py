@@ -177,7 +177,7 @@ def _check_optimizer(optimizer: Optimizer) -> None:
 
 
 def _check_schedule(schedule: Schedule, length: float, unit: str) -> None:
-    s, run = schedule, f"the run's {length:g} {unit}"
+    s, run = schedule, f"the run's {length:g} {unit.removesuffix('s') if length == 1 else unit}"
     for name in ("factor", "power"):
         _require(getattr(s, name) > 0, f"schedule.{name}", f"is {getattr(s, name)}; it must be positive")
     for name in ("warmup_from", "final"):
@@ -195,7 +195,8 @@ def _check_schedule(schedule: Schedule, length: float, unit: str) -> None:
     _require(
         0 <= s.warmup <= length,
         "schedule.warmup",
-        f"is {s.warmup:g}; it must lie within {run}: give a shorter one",
+        f"is {s.warmup:g}; it must lie within {run}: give a shorter one"
+        f"{' (--steps makes all of a recipe in epochs shorter in proportion)' if unit == 'epochs' else ''}",
     )
     _require_increasing("schedule.milestones", s.milestones)
     _require(

@@ -81,7 +81,8 @@ def differences(variants: Sequence[Variant]) -> list[Child]:
     if not names:
         return [node("p", "The recipes are alike; the names of the classes in their data are not.")]
     rows: list[list[Child]] = [[name, *(written(one[name]) for one in fields)] for name in names]
-    caption = "All else in the recipes is the same."
+    but = ", but for the seeds" if any(len(variant.runs) > 1 for variant in variants) else ""
+    caption = f"All else in the recipes is the same{but}."
     return [node("h2", "What differs"), table(["field", *named(variants)], rows, caption=caption, class_="fields")]
 
 
