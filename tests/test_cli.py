@@ -130,7 +130,7 @@ def test_epochs_replace_steps_and_steps_replace_epochs(tiny, tmp_path, monkeypat
         (["train", "--epochs", "0"], "epochs is 0"),
         (["evaluate", "nowhere"], "nowhere: no such run or weights"),
         (["evaluate"], "Missing from resnet-jax evaluate"),
-        (["predict", "nowhere", "x.png"], "nowhere: no such run or weights"),
+        (["predict", "nowhere", "x.png"], "x.png: no such image file"),
         (["summary", "resnet51"], "unknown model 'resnet51'; nearest: "),
         (["summary", "resnet50", "--size", "0"], "--size is 0; it must be positive"),
         (["summary", "resnet50", "--classes", "-1"], "--classes is -1; it must not be negative"),
