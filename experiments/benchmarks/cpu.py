@@ -151,6 +151,7 @@ def open_ways(name: str, batch: int) -> dict[str, Connection]:
         opened[way], theirs = context.Pipe()
         os.environ["GLIBC_TUNABLES"] = LARGE_PAGES if large else ""  # read as a process starts
         context.Process(target=serve, args=(way, name, batch, theirs), daemon=True).start()
+        theirs.close()  # or else one that fails would be waited for
         losses[way] = opened[way].recv()
     first = losses[PEER]
     for way, found in losses.items():

@@ -67,10 +67,10 @@ def convolve(x: Array, kernel: Array, strides: Extents, dilation: int = 1, group
     """Convolution of (b, spatial..., c) with a kernel (spatial..., c / groups, d), padded on both sides.
 
     By dilation * (extent // 2). On CPUs one with a kernel of one tap is a product of matrices, and so are its
-    gradients: a step of ResNet-50 then takes .7 of the time (8 images of 224x224). Where the result has fewer pixels
-    than the kernel taps, XLA exchanges the two, and on CPUs that takes long: there zeros make the map larger first. A
-    step then takes .16 of the time for ResNet-18 (8 images of 64x64) and .63 for ResNet-20 (64 of 8x8; jax 0.10.2, two
-    cores of a shared server).
+    gradients: a step of ResNet-50 takes .7 of the time by that of the kernel, and .96 of this by the others (8 images
+    of 224x224). Where the result has fewer pixels than the kernel taps, XLA exchanges the two, and on CPUs that takes
+    long: there zeros make the map larger first. A step then takes .16 of the time for ResNet-18 (8 images of 64x64) and
+    .63 for ResNet-20 (64 of 8x8; jax 0.10.2, two cores of a shared server).
     """
     window, rank = kernel.shape[:-2], len(strides)
     if groups == 1 and max(window) == 1:
