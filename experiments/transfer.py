@@ -19,15 +19,13 @@ hand; two shared CPU cores, seeds 0 to 2. The second command was not run with th
 Times are noisy. A step of the last two costs the same; the head alone needs no gradient below it.
 """
 
-import argparse
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
+from experiments import script
 from resnet_jax import train_recipe
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
 from resnet_jax.spread import spread
 from resnet_jax.train.directory import read_dataset
@@ -79,10 +77,7 @@ def measure(way: str, recipe: Recipe, seeds: int, out: Path) -> Measured:
     ends = []
     for seed in range(seeds):
         run = out / f"{way.replace(' ', '-')}-{seed}"
-        result = train_recipe(replace(recipe, seed=seed), run, console=Console(quiet=True))
-        if result.signal:
-            sys.exit(128 + result.signal)  # the same command goes on
-        ends.append(result.lines[-1])
+        ends.append(script.last_line(train_recipe(replace(recipe, seed=seed), run, console=Console(quiet=True))))
     accuracies = tuple(line["test_accuracy"] for line in ends)
     return Measured(way, accuracies, spread([line["seconds"] for line in ends]).mean)
 
@@ -112,13 +107,13 @@ def draw(found: list[Measured], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("folder", help="train/CLASS/*.jpg and val/CLASS/*.jpg")
     parser.add_argument("--weights", required=True, help="a file, hf:OWNER/NAME or a published name")
     parser.add_argument("--model", default="resnet20")
-    parser.add_argument("--size", type=int, default=48, help="height and width in pixels")
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--size", type=script.positive, default=48, help="height and width in pixels")
+    parser.add_argument("--epochs", type=script.positive, default=12)
+    parser.add_argument("--seeds", type=script.positive, default=3, help="how many, from 0")
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     options = parser.parse_args()
     recipe = recipe_of(options.folder, options.weights, options.model, options.size, options.epochs)
@@ -134,5 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_asking()
-    main()
+    script.run(main)

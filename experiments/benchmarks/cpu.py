@@ -9,7 +9,6 @@ over the first steps have to agree. The first third of a turn is not counted, fo
 memory was not in use. "resnet_jax" has large pages, as the `resnet-jax` command asks for them. Needs torch.
 """
 
-import argparse
 import importlib.metadata
 import multiprocessing
 import os
@@ -27,6 +26,7 @@ import torch
 from flax import linen as nn
 from torch.nn import functional
 
+from experiments import script
 from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 from experiments.benchmarks.plain_torch import TorchNetwork
 from resnet_jax.backend import compiler_options
@@ -173,7 +173,7 @@ def measure(opened: dict[str, Connection], rounds: int, length: float) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("network", choices=["resnet20", "resnet50"])
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=7)
@@ -196,4 +196,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, large_pages=False)

@@ -7,7 +7,6 @@ PyTorch's way is that of its ImageNet example: a Dataset that opens by Pillow, c
 torch, simplejpeg and OpenCV take part if they are installed.
 """
 
-import argparse
 import importlib.util
 import io
 import itertools
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments import script
 from resnet_jax.data.crop import cropped, random_box, uniforms
 from resnet_jax.data.datasets import open_split
 from resnet_jax.data.decode import Fit
@@ -126,7 +126,7 @@ def ways(files: Source, packed: Source) -> dict[str, tuple[Callable, int]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
@@ -150,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, large_pages=False)

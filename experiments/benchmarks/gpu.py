@@ -28,6 +28,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from experiments import script
 from resnet_jax.bench.step import subject_of
 from resnet_jax.data.source import from_arrays
 from resnet_jax.model.layers import Conv, SpaceToDepthConv
@@ -254,7 +255,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, list[float] | str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("network", choices=["resnet20", "resnet50"])
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=7)
@@ -284,4 +285,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, large_pages=False)

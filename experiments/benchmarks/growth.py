@@ -22,8 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from experiments import script
 from resnet_jax.bench.step import Bounds, measure_step, subject_of
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.preflight import abstract_batch
 from resnet_jax.train.compiled import collectives
 from resnet_jax.train.directory import Dataset
@@ -106,7 +106,7 @@ def table(name: str, points: dict[Any, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="for each point, compiling aside")
     parser.add_argument("--out", type=Path, default=PICTURE)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
@@ -140,5 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_asking()
-    main()
+    script.run(main)

@@ -14,11 +14,12 @@ import time
 from functools import cache
 from pathlib import Path
 
+from experiments import script
 from resnet_jax.huge_pages import restart_asking
 
 if __name__ == "__main__":  # before jax is imported; other devices than those of a CPU are as many as they are
     restart_asking()
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = script.parser(__doc__)
     words.add_argument("recipe", nargs="?", type=Path, default=Path(__file__).parent.parent / "digits.py")
     words.add_argument("--count", type=int, default=4)
     words.add_argument("--batch-size", type=int, default=128)
@@ -72,4 +73,4 @@ def main(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main(options)
+    script.run(lambda: main(options), large_pages=False)

@@ -6,7 +6,6 @@ Trains two steps on the synthetic images, in processes of their own, and prints 
 processors, medians and ranges over all rounds; the ways take turns, so that a busy machine is as busy for each.
 """
 
-import argparse
 import os
 import resource
 import statistics
@@ -15,6 +14,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from experiments import script
 
 WAYS = ("without a cache", "cold", "warm")
 
@@ -33,7 +34,7 @@ def second_step(model: str, folder: Path, **settings: str) -> tuple[float, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, large_pages=False)

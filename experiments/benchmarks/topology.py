@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import script
 from resnet_jax.hosts import Hosts, join
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule, load_recipe, to_json
 from resnet_jax.train.devices import mesh_of, place
@@ -131,7 +132,7 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("--model", default=RECIPE.model.name)
     parser.add_argument("--steps", type=int, default=RECIPE.steps)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -171,4 +172,4 @@ def compare(recipe: Recipe) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, large_pages=False)

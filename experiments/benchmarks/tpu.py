@@ -9,18 +9,16 @@ knows: how often chips meet, what that returns to each, and per image the bytes 
 and temporaries.
 """
 
-import argparse
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from experiments import script
 from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 from experiments.benchmarks.preflight import recipe
-from resnet_jax.errors import InputError, MachineError
 from resnet_jax.model.resnet import ResNet
 from resnet_jax.model.zoo import published
 from resnet_jax.preflight import abstract_batch, data_of, describe
@@ -70,7 +68,7 @@ def row(topology: str, way: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("topologies", nargs="+")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     arguments = parser.parse_args()
@@ -82,7 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, MachineError) as error:
-        sys.exit(f"error: {error}")
+    script.run(main, large_pages=False)

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from experiments import script
 from experiments.questions import trials
 from resnet_jax import BatchNorm, TrainState, compiler_options
 from resnet_jax.data.batches import Batch, batch_indices
@@ -153,4 +154,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trials.answer(main)
+    script.run(main)

@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from experiments import script
 from experiments.questions import trials
 from resnet_jax import ResNet
 from resnet_jax.model.blocks import identity
@@ -149,4 +150,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trials.answer(main)
+    script.run(main)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments import script
 from experiments.questions import trials
 from resnet_jax.recipe import Model
 
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trials.answer(main)
+    script.run(main)

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import script
 from experiments.questions import trials
 from resnet_jax import TrainState
 from resnet_jax.recipe import Model
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trials.answer(main)
+    script.run(main)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import script
 from experiments.questions import trials
 from resnet_jax import SHORTCUTS, create, summarize
 from resnet_jax.recipe import Model
@@ -101,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trials.answer(main)
+    script.run(main)

@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from experiments import script
 from experiments.questions import trials
 from resnet_jax import TrainState, compiler_options, eval_step
 from resnet_jax.data.augment import normalize
@@ -150,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    trials.answer(main)
+    script.run(main)

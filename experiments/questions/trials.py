@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from io import BytesIO
@@ -19,11 +18,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
-from resnet_jax import InputError, Recipe, TrainState, compiler_options, train_step
+from experiments import script
+from resnet_jax import Recipe, TrainState, compiler_options, train_step
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.batches import Batch, batch_indices
 from resnet_jax.data.source import to_arrays
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.spread import spread
 from resnet_jax.train.job import Job, Sources, open_sources, prepare, random_keys, start
@@ -165,35 +164,15 @@ def smooth(curves: np.ndarray, width: int = 9) -> np.ndarray:
 
 def parse(doc: str, *, seeds: int, steps: int, name: str) -> argparse.Namespace:
     """The flags that all questions have; `out` is the path of the picture."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(doc)
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder of the picture")
-    parser.add_argument("--seeds", type=positive, default=seeds)
-    parser.add_argument("--steps", type=positive, default=steps)
+    parser.add_argument("--seeds", type=script.positive, default=seeds)
+    parser.add_argument("--steps", type=script.positive, default=steps)
     parser.add_argument("--data", choices=DATA, default="digits")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 lies")
     arguments = parser.parse_args()
     arguments.out = arguments.out / f"{name}.png"
     return arguments
-
-
-def positive(word: str) -> int:
-    """A flag's number of 1 or more."""
-    if not word.isdecimal() or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not a positive number")
-    return int(word)
-
-
-def answer(main: Callable[[], None]) -> None:
-    """Runs a question; what is wrong with its data is one line and exit code 2, and so is Ctrl-C, with 130."""
-    restart_asking()
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def canvas(title: str, rows: int = 1, columns: int = 2, **how: Any) -> tuple[Figure, list[Any]]:

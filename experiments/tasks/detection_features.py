@@ -8,7 +8,6 @@ pyramid's own layers are as they are drawn: what is shown are resolutions, and w
 three colours are the three directions in which the channels of a map differ most.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import script
 from resnet_jax import FPN, compiler_options, create
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.decode import decode, shrink
-from resnet_jax.huge_pages import restart_asking
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -73,7 +72,7 @@ def draw(photo: np.ndarray, levels: list[np.ndarray], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = script.parser(__doc__)
     parser.add_argument("photo", type=Path, nargs="?", help="an image file; none is a photo on board")
     parser.add_argument("--weights", required=True, help="a file, hf:OWNER/NAME or a published name")
     parser.add_argument("--model", default="resnet50")
@@ -86,5 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_asking()
-    main()
+    script.run(main)

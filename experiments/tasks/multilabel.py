@@ -8,16 +8,15 @@ where all ten labels are. The test pictures are made of digits that are in no tr
 Measured: all ten right of 95.67 % of 600 test pictures, in 22 s from start to end on two shared CPU cores.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import script
 from resnet_jax import fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
 from resnet_jax.train.run import Result
 
@@ -55,9 +54,12 @@ def run(out: Path, **options: Any) -> Result:
     return fit(recipe, train, test, out, classes=tuple("0123456789"), **options)
 
 
-if __name__ == "__main__":
-    restart_asking()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/multilabel"))
-    line = run(parser.parse_args().out).lines[-1]
+    line = script.last_line(run(parser.parse_args().out))
     print(f"all ten right of {line['test_accuracy']:.2%} of the test pictures, {line['seconds']:.0f} s of training")
+
+
+if __name__ == "__main__":
+    script.run(main)

@@ -9,7 +9,6 @@ Measured: off by 6.4 degrees, root mean square (34.5 by always saying 0), in 19 
 cores.
 """
 
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ import jax
 import numpy as np
 from PIL import Image
 
+from experiments import script
 from resnet_jax import compiler_options, fit, load_run
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.predict import answers
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
 from resnet_jax.train.run import Result
@@ -76,13 +75,16 @@ def draw(out: Path, path: Path) -> None:
     figure.savefig(path)
 
 
-if __name__ == "__main__":
-    restart_asking()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/regression"))
     folder = parser.parse_args().out
-    line = run(folder).lines[-1]
+    line = script.last_line(run(folder))
     error, seconds = UNIT * line["test_loss"] ** 0.5, line["seconds"]
     print(f"off by {error:.1f} degrees (root mean square), {seconds:.0f} s of training")
     draw(folder, folder / "angles.png")
     print(f"picture: {folder / 'angles.png'}")
+
+
+if __name__ == "__main__":
+    script.run(main)

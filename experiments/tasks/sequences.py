@@ -9,14 +9,13 @@ Measured: 97.22 % of the 360 test digits (as images, experiments/digits.py, 99.2
 shared CPU cores.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
+from experiments import script
 from resnet_jax import MODELS, fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.model.stems import CifarStem
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
 from resnet_jax.train.run import Result
@@ -46,9 +45,12 @@ def run(out: Path, **options: Any) -> Result:
     return fit(recipe, train, test, out, **options)
 
 
-if __name__ == "__main__":
-    restart_asking()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/sequences"))
-    line = run(parser.parse_args().out).lines[-1]
+    line = script.last_line(run(parser.parse_args().out))
     print(f"{line['test_accuracy']:.2%} of the test digits, {line['seconds']:.0f} s of training")
+
+
+if __name__ == "__main__":
+    script.run(main)

@@ -9,16 +9,15 @@ digits that are in no training video.
 Measured: 99.72 % of the 360 test videos, in 22 s from start to end on two shared CPU cores.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import script
 from resnet_jax import MODELS, fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
-from resnet_jax.huge_pages import restart_asking
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
 from resnet_jax.train.run import Result
 
@@ -65,9 +64,12 @@ def run(out: Path, **options: Any) -> Result:
     return fit(recipe, train, test, out, classes=tuple(DIRECTIONS), **options)
 
 
-if __name__ == "__main__":
-    restart_asking()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/video"))
-    line = run(parser.parse_args().out).lines[-1]
+    line = script.last_line(run(parser.parse_args().out))
     print(f"{line['test_accuracy']:.2%} of the test videos, {line['seconds']:.0f} s of training")
+
+
+if __name__ == "__main__":
+    script.run(main)

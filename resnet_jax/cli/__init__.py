@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 13
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import metadata
 
 from resnet_jax.cache import use_cache
@@ -54,18 +55,28 @@ def usage() -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     words = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(metadata.version("resnet-jax"))
+        return 0
+    if words[0] not in VERBS:
+        raise unknown("verb", words[0], VERBS)
+    if words[0] in _COMPILING and not {"-h", "--help"} & set(words):
+        use_cache()
+    return VERBS[words[0]][0](words[1:])
+
+
+def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
+    """The exit code of a command; what is wrong with its words, its data or the machine is one line on stderr."""
+    fail = partial(_fail, name)
     try:
-        if not words or words[0] in ("-h", "--help"):
-            print(usage())
-            return 0 if words else 2
-        if words[0] == "--version":
-            print(metadata.version("resnet-jax"))
-            return 0
-        if words[0] not in VERBS:
-            raise unknown("verb", words[0], VERBS)
-        if words[0] in _COMPILING and not {"-h", "--help"} & set(words):
-            use_cache()
-        return VERBS[words[0]][0](words[1:])
+        return command()
     except BrokenPipeError:  # `resnet-jax list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -81,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
         return fail(f"out of memory ({first_line(error)}); lower --batch-size or use more devices", 1)
 
 
-def fail(message: str, code: int) -> int:
+def _fail(name: str, message: str, code: int) -> int:
     """Says in one line what went wrong; returns the exit code."""
-    print(f"resnet-jax: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     return code
