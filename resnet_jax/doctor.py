@@ -1,4 +1,4 @@
-"""What to look at before a training: devices, data, samples as the network will see them, and room on the disk."""
+"""What to look at before a training: devices, data, samples as the network will see them, weights, room on the disk."""
 
 import os
 import shutil
@@ -17,7 +17,16 @@ from resnet_jax.recipe import Recipe, check
 from resnet_jax.sheet import draw_sheet
 from resnet_jax.summary import summarize
 from resnet_jax.train.directory import environment
-from resnet_jax.train.job import Job, Sources, held_split, open_sources, prepare, random_keys, train_size_at
+from resnet_jax.train.job import (
+    Job,
+    Sources,
+    held_split,
+    load_pretrained,
+    open_sources,
+    prepare,
+    random_keys,
+    train_size_at,
+)
 from resnet_jax.train.preprocess import make_preprocess, original_crop
 
 _SHOWN = 32  # samples on the sheet
@@ -115,7 +124,7 @@ def examine(
     sources = open_sources(recipe, data_dir)
     job = prepare(recipe, sources.dataset, devices)
     samples(job, sources, samples_at)
-    return [*machine(), *directory(out), *data(sources, held_split(recipe)), network(job)]
+    return [*machine(), *directory(out), *data(sources, held_split(recipe)), network(job), *weights(job)]
 
 
 def network(job: Job) -> Finding:
@@ -127,3 +136,12 @@ def network(job: Job) -> Finding:
         f"{job.recipe.model.name}, {parameters:,} parameters, {multiply_adds / 1e9:.3f} G multiply-adds an image;"
         f" {job.steps:,} steps of {job.recipe.batch_size}",
     )
+
+
+def weights(job: Job) -> list[Finding]:
+    """Whether the weights that a training would start from, if the recipe names some, are to be had and fit."""
+    try:
+        loaded = load_pretrained(job)
+    except InputError as error:
+        return [Finding("starts from", str(error), False)]
+    return [Finding("starts from", "; ".join((str(loaded.file), *loaded.notes)))] if loaded else []

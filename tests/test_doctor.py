@@ -1,7 +1,9 @@
 """What one looks at before a training."""
 
+import re
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,6 +16,10 @@ from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.doctor import class_counts, directory, examine, machine
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import to_json
+from resnet_jax.train.directory import Dataset
+from resnet_jax.train.job import prepare
+from resnet_jax.weights.names import abstract_variables, to_state_dict
+from resnet_jax.weights.tensors import write_tensors
 
 
 def test_the_whole_report(tiny, tmp_path, monkeypatch, capsys):
@@ -38,6 +44,29 @@ def test_the_samples_are_the_first_batch_augmented(tiny, tmp_path):
     again = tmp_path / "again.png"
     examine(tiny, tmp_path, data_dir=tmp_path, devices=1, samples_at=again)
     assert again.read_bytes() == picture.read_bytes()
+
+
+def test_weights_are_looked_for(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.json").write_text(to_json(replace(tiny, model=replace(tiny.model, pretrained="no.pth"))))
+    assert main(["doctor", "recipe.json", "--devices", "1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"! +starts from +no\.pth: no such", out), out
+    assert "1 to mend" in out
+
+
+def test_weights_that_fit(tiny, tmp_path):
+    job = prepare(tiny, Dataset(("a", "b", "c"), (16, 16, 3), 40, ""), 1)
+    assert doctor.weights(job) == []
+    random, file = np.random.default_rng(0), tmp_path / "w.safetensors"
+    shapes = abstract_variables(job.model.clone(num_classes=5, input_shape=(16, 16, 3)))
+    values = jax.tree.map(lambda leaf: random.uniform(0, 1, leaf.shape).astype(np.float32), shapes)
+    write_tensors(file, to_state_dict(job.model, values))
+    model = replace(tiny.model, pretrained=str(file))
+    (found,) = doctor.weights(job._replace(recipe=replace(tiny, model=model)))
+    assert found.good
+    assert found.value.startswith(f"{file}; ")
+    assert "5 classes" in found.value
 
 
 @pytest.mark.parametrize(
