@@ -1,0 +1,58 @@
+"""The commands on the pages of experiments/ are understood, and what the pages point at is there."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT
+
+from resnet_jax.cli import VERBS, main
+
+HOME = ROOT / "experiments"
+PAGES = sorted(HOME.rglob("*.md"))
+COMMANDS = sorted(
+    {
+        command
+        for page in PAGES
+        for command in re.findall(r"`((?:resnet-jax|python) [^`]*)`", page.read_text())
+        if not re.search(r"\.\.\.|\bFILE\b", command)
+    }
+)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("resnet-jax train")])
+def test_a_training_is_refused_for_want_of_data_alone(command, tmp_path, monkeypatch, capsys):
+    """Recipe and flags are read before the data, which are not where the page's words for folders say."""
+    words = [str(ROOT / word) if word.startswith("experiments/") else word for word in shlex.split(command)[1:]]
+    if not any(word.startswith(("folder:", "FOLDER")) for word in words):
+        words += ["--data.name", "folder:FOLDER"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "--out", "run"]) == 2
+    error = capsys.readouterr().err
+    assert re.search("FOLDER|IMAGENET|HYMENOPTERA", error), error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("resnet-jax train")])
+def test_a_command_names_what_is_there(command):
+    first, *words = shlex.split(command)
+    if first == "resnet-jax":
+        assert words[0] in VERBS
+        return
+    file = ROOT / (words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0])
+    text = file.read_text()
+    for word in words:
+        if word.startswith("--"):
+            shared = (HOME / "questions" / "trials.py").read_text() if file.parent.name == "questions" else ""
+            assert f'"{word}"' in text + shared, f"{file.name} has no {word}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(HOME)))
+def test_a_page_points_at_what_is_there(page):
+    for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{target} is not there"
