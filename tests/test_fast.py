@@ -11,7 +11,7 @@ from conftest import QUICKLY
 from experiments.fast.cifar10 import (
     BIAS_RATE,
     RATE,
-    ResNet9,
+    FastResNet,
     accuracy,
     identity,
     looked_ahead,
@@ -22,7 +22,7 @@ from experiments.fast.cifar10 import (
     whitening,
 )
 
-SMALL = ResNet9((8, 8, 16))
+SMALL = FastResNet((8, 8, 16))
 
 
 def initial(seed, images):
@@ -43,6 +43,24 @@ def test_whitened_patches_are_uncorrelated():
     flat = np.asarray(y[..., :12]).reshape(-1, 12)
     np.testing.assert_allclose(flat.T @ flat / len(flat), np.eye(12), atol=5e-3)
     np.testing.assert_allclose(y[..., 12:], -y[..., :12], atol=1e-5)
+
+
+def test_shortcuts_lead_past_the_second_convolution_of_a_group():
+    """Where it answers nothing, what goes in still comes out."""
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    variables = initial(0, images)
+    for number in (1, 2, 3):
+        kernel = variables["params"][f"block{number}_conv"]["kernel"]
+        variables["params"][f"block{number}_conv"]["kernel"] = jnp.zeros_like(kernel)
+    one, other = jax.jit(partial(SMALL.apply, train=False), compiler_options=QUICKLY)(variables, images)
+    assert not np.allclose(one, other)
+
+
+def test_parameters_of_the_whole_network():
+    """Counted by hand: whitening, two convolutions a group and their BatchNorm, head."""
+    shapes = jax.eval_shape(partial(FastResNet().init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    groups = [9 * (a * b + b * b) + 4 * b for a, b in ((24, 64), (64, 256), (256, 256))]
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == 12 * 24 + 24 + sum(groups) + 256 * 10
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (5, 3), (4, 4)])
