@@ -6,6 +6,11 @@ Line by line from section 4.2, with these departures: the mean of each channel i
 pixel, and the channels are divided by their standard deviation, which the first BatchNorm undoes. Statistics are those
 of the whole batch, where the paper has two GPUs: `--model.norm_group 64` gives each its own. The paper trains
 on 45,000 images and keeps 5,000 to choose the schedule: `--data.validation 5000` does so.
+
+Deeper networks are a flag away, `--model.name resnet56`, and so are those without shortcuts, `--model.name plain56
+--model.shortcut none`. Not measured in full: no accelerator was at hand. Shortened to one epoch, the times of the
+schedule in proportion (`--epochs 1`), on two cores of a shared server, one seed each: 52.62 % error with 20 layers and
+78.08 % with 56, without shortcuts 60.46 and 79.99 %; 199 and 526 s of training.
 """
 
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
