@@ -19,7 +19,7 @@ command was not run with the real weights.
     layer-wise rates    74.51 % ± 0.65     66.01 % ± 0.65     28 s
 
 Times are those of our own weights, and noisy. A step of the last two costs the same; the head alone needs no gradient
-below it. Another processor rounds otherwise: on one, from scratch was 65.80 % ± 1.64.
+below it. On another processor and an earlier state of this library, from scratch was 65.80 % ± 1.64.
 """
 
 from dataclasses import dataclass, replace
