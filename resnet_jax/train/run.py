@@ -186,15 +186,7 @@ def loop(begun: Begun, shared: Shared, habits: Habits, stop_signal: Callable[[],
                 stop = stop or int(told.stop or 0)
             show(step, sums)
             if look:
-                trained = finite(divide(sums, answers=job.right is not None), step)
-                lap.end(step)  # after the sums, which wait for the devices
-                yield None  # the clocks of all others end as well before one of them compiles or evaluates
-                measured = {"": finite((yield from shared.evaluation(state, shared.held)), step)}
-                if state.ema:
-                    measured["ema_"] = yield from shared.evaluation(averaged(state), shared.held)
-                lines.append(metrics_line(job, step, trained, measured, lap, lines, int(sums.bad)))
-                add_metrics(out, lines[-1])
-                say(describe(lines[-1], split, job.steps))
+                yield from measure(begun, shared, state, sums, step, lap)
                 reached = reaching(lines[-1:], split, habits.target)
                 sums, lap = replicate(zero_sums(), job.mesh), Lap(step)
             if jax.process_count() == 1:
@@ -204,6 +196,20 @@ def loop(begun: Begun, shared: Shared, habits: Habits, stop_signal: Callable[[],
                 metric = score(lines[-1], split) if lines and lines[-1]["step"] == step else None
                 store(checkpoints, state, sums, metric, say, last=end)
     return Result(state, step, job.steps, split, lines, stop, reached)
+
+
+def measure(begun: Begun, shared: Shared, state: TrainState, sums: Sums, step: int, lap: Lap) -> Run[None]:
+    """Ends a lap, evaluates the held-out split, and writes and says the run's next line of metrics."""
+    job, lines = begun.job, begun.lines
+    trained = finite(divide(sums, answers=job.right is not None), step)
+    lap.end(step)  # after the sums, which wait for the devices
+    yield None  # the clocks of all others end as well before one of them compiles or evaluates
+    held = {"": finite((yield from shared.evaluation(state, shared.held)), step)}
+    if state.ema:
+        held["ema_"] = yield from shared.evaluation(averaged(state), shared.held)
+    lines.append(metrics_line(job, step, trained, held, lap, lines, int(sums.bad)))
+    add_metrics(begun.out, lines[-1])
+    begun.say(describe(lines[-1], held_split(job.recipe), job.steps))
 
 
 def reaching(lines: list[dict[str, Any]], split: str, target: float | None) -> dict[str, Any] | None:

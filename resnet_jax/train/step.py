@@ -1,6 +1,7 @@
 """One step of training and of evaluation: pure functions of the state and a batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +76,40 @@ def summed(logits: Array, losses: Array, batch: Batch, right: Right | None = lar
     )
 
 
+def totals_of(
+    fixed: tuple[dict, dict, Array],
+    batch: Batch,
+    *,
+    model: ResNet,
+    loss: LossFn,
+    preprocess: Preprocess,
+    key: Array,
+    frozen: Any = None,
+    right: Right | None = largest_is_right,
+) -> Totals:
+    """What a part of a batch adds to it, under parameters, running statistics and step number: `fixed` in a sweep."""
+    params, batch_stats, step = fixed
+    images, label = preprocess(key, step, batch)
+    dropout = jax.random.fold_in(jax.random.fold_in(key, step), _DROPOUT)
+
+    def objective(params: dict) -> tuple[Array, tuple[Array, Array, dict]]:
+        if frozen is not None:
+            params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            train=True,
+            rows=batch.rows,
+            mutable=["batch_stats"],
+            rngs={"dropout": dropout},
+        )
+        losses = loss(logits, label)
+        return jnp.where(jnp.asarray(batch.mask), losses, 0).sum(), (logits, losses, updated.get("batch_stats", {}))
+
+    grads, (logits, losses, moved) = jax.grad(objective, has_aux=True)(params)
+    return Totals(grads, moved, summed(logits, losses, batch._replace(label=label), right), jnp.float32(1))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -111,29 +146,7 @@ def train_step(
         ema: share of the averages of parameters and statistics that a step keeps, where the state has such.
         ema_every: steps from one such average to the next.
     """
-
-    def totals(fixed: Any, batch: Batch) -> Totals:
-        params, batch_stats, step = fixed
-        images, label = preprocess(key, step, batch)
-        dropout = jax.random.fold_in(jax.random.fold_in(key, step), _DROPOUT)
-
-        def objective(params: dict) -> tuple[Array, tuple[Array, Array, dict]]:
-            if frozen is not None:
-                params = jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": batch_stats},
-                images,
-                train=True,
-                rows=batch.rows,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout},
-            )
-            losses = loss(logits, label)
-            return jnp.where(jnp.asarray(batch.mask), losses, 0).sum(), (logits, losses, updated.get("batch_stats", {}))
-
-        grads, (logits, losses, batch_stats) = jax.grad(objective, has_aux=True)(params)
-        return Totals(grads, batch_stats, summed(logits, losses, batch._replace(label=label), right), jnp.float32(1))
-
+    totals = partial(totals_of, model=model, loss=loss, preprocess=preprocess, key=key, frozen=frozen, right=right)
     grads, batch_stats, sums, parts = sweep(totals, (state.params, state.batch_stats, state.step), batch)
     grads = jax.tree.map(lambda g: g / sums.examples, grads)
     batch_stats = jax.tree.map(lambda s: s / parts, batch_stats)
