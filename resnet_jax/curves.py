@@ -57,17 +57,18 @@ def draw_panel(axes: "Axes", curves: Sequence[Curve], *, title: str, y: str, x: 
 
 
 def plain_log_scale(axes: "Axes", curves: Sequence[Curve]) -> None:
-    """A logarithmic axis with numbers as people write them, as many between the powers of ten as there is room for.
+    """A logarithmic axis around curves; what is 0 leaves the picture below, and an axis stays linear where all is."""
+    positive = np.concatenate([values[values > 0] for curve in curves for values in (curve.low, curve.high)])
+    if positive.size:
+        axes.set_ylim(positive.min() / 1.3, positive.max() * 1.3)
+        plain_log(axes)
 
-    What is 0 leaves the picture below; an axis stays linear where all is.
-    """
+
+def plain_log(axes: "Axes") -> None:
+    """A logarithmic axis with numbers as people write them, as many between the powers of ten as there is room for."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    positive = np.concatenate([values[values > 0] for curve in curves for values in (curve.low, curve.high)])
-    if not positive.size:
-        return
     axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(positive.min() / 1.3, positive.max() * 1.3)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     low, high = axes.get_ylim()
     if high < 1000 * low:

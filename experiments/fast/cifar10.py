@@ -1,6 +1,6 @@
 """CIFAR-10 to 94 % with a residual network as fast as it goes: everything on the device, an epoch a call.
 
-    python -m experiments.fast.cifar10 FOLDER [--runs 5]
+    python -m experiments.fast.cifar10 --data-dir FOLDER [--runs 5]
 
 The network and the numbers of Jordan 2024 ("94 % on CIFAR-10 in 3.29 seconds on a single GPU", arXiv:2404.00498; its
 section in brackets), without shortcuts there, with one around the second convolution of each group, added before the
@@ -231,7 +231,7 @@ def on_device(source: Source, count: int | None = None) -> tuple[Array, Array]:
 
 def main() -> None:
     parser = script.parser(__doc__)
-    parser.add_argument("folder", type=Path, help="holds CIFAR-10")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 lies")
     parser.add_argument("--runs", type=script.positive, default=5)
     parser.add_argument("--epochs", type=float, default=EPOCHS)
     parser.add_argument("--width", type=float, default=1.0, help="of 64, 256 and 256 channels")
@@ -239,8 +239,8 @@ def main() -> None:
     arguments = parser.parse_args()
     half = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     model = FastResNet(tuple(int(arguments.width * width) for width in WIDTHS), dtype=half)
-    data = on_device(open_split("cifar10", "train", arguments.folder), arguments.train)
-    test = on_device(open_split("cifar10", "test", arguments.folder))
+    data = on_device(open_split("cifar10", "train", arguments.data_dir), arguments.train)
+    test = on_device(open_split("cifar10", "test", arguments.data_dir))
     batch = min(BATCH, len(data[0]) // 4)
     steps = round(arguments.epochs * len(data[0]) / batch)
     run, found = programs(model, len(data[0]), batch, steps), []

@@ -22,6 +22,7 @@ import numpy as np
 
 from experiments import script
 from experiments.questions import trials
+from resnet_jax.curves import plain_log
 from resnet_jax.recipe import Model
 
 GROUPS = (1, 2, 4, 16, 64)
@@ -58,7 +59,7 @@ def draw(found: dict[int, Outcome], data: str, path: Path) -> None:
         shade = colormaps["cividis"](0.9 * number / max(1, len(found) - 1))
         mean = trials.smooth(each.loss).mean(0)
         curves.plot(np.arange(1, len(mean) + 1), mean, color=shade, lw=1.8, label=group)
-    trials.plain_log(curves)
+    plain_log(curves)
     curves.set(xlabel="step", ylabel="training loss (nats)", title=f"ResNet-20 on {data}, batches of {BATCH}")
     curves.legend(frameon=False, title="group", ncols=2)
     for field, color, label, style in (

@@ -26,6 +26,7 @@ import optax
 from experiments import script
 from experiments.questions import trials
 from resnet_jax import TrainState
+from resnet_jax.curves import plain_log
 from resnet_jax.recipe import Model
 
 NAMES = {"resnet110": (trials.BLUE, "original", "-"), "resnet110v2": (trials.RED, "pre-activation", "--")}
@@ -65,7 +66,7 @@ def draw(found: dict[tuple[str, int], np.ndarray], data: str, path: Path) -> Non
             trials.band(axes, np.arange(1, loss.shape[1] + 1), loss, color, label, ls=style)
         title = f"warm-up of {warmup} steps" if warmup else "no warm-up"
         axes.axhline(np.log(10), color=trials.GRAY, lw=1, ls=":", label="guessing")
-        trials.plain_log(axes)
+        plain_log(axes)
         axes.set(xlabel="step", title=title)
         axes.legend(frameon=False)
     panels[0].set_ylabel("training loss (nats)")

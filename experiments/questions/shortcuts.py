@@ -24,6 +24,7 @@ import numpy as np
 from experiments import script
 from experiments.questions import trials
 from resnet_jax import SHORTCUTS, create, summarize
+from resnet_jax.curves import plain_log
 from resnet_jax.recipe import Model
 
 NAME = "resnet20"
@@ -71,7 +72,7 @@ def draw(found: dict[str, Brought], costs: dict[str, Cost], data: str, path: Pat
         points.plot([number - 0.25, number + 0.25], [errors.mean()] * 2, color=COLORS[option], lw=2.5)
     base = costs["A"].parameters
     names = [f"{option}\n+{100 * (costs[option].parameters / base - 1):.1f} %" for option in found]
-    trials.plain_log(curves)
+    plain_log(curves)
     curves.set(xlabel="step", ylabel="training loss (nats)", title="training, mean and range over seeds")
     curves.legend(frameon=False, title="shortcut")
     points.set(title="test error, a point a seed", ylabel="error (%)", xlabel="shortcut, and parameters added to A's")

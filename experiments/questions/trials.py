@@ -15,7 +15,6 @@ import numpy as np
 from jax import Array
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
 from PIL import Image
 
 from experiments import script
@@ -191,15 +190,6 @@ def band(axes: Any, x: Any, values: np.ndarray, color: str, label: str, **how: A
     """The mean of (seeds, ...) as a line, and from least to most as a band."""
     axes.plot(x, values.mean(0), color=color, lw=1.8, label=label, **how)
     axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.18, lw=0)
-
-
-def plain_log(axes: Any) -> None:
-    """A logarithmic axis with numbers as people write them, between the powers of ten too where there are few."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(plain if high < 10 * low else NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> None:
