@@ -42,6 +42,7 @@ from resnet_jax.model.norm import BatchNorm
 from resnet_jax.recipe import Augment, Data, Recipe
 from resnet_jax.spread import spread
 from resnet_jax.train.preprocess import make_preprocess
+from resnet_jax.train.step import Preprocess
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 WIDTHS = (64, 256, 256)
@@ -158,18 +159,10 @@ def views(model: FastResNet, variables: Any, images: Array) -> Array:
     return (mirrored(images) + (moved[0] + moved[1]) / 2) / 2
 
 
-def programs(model: FastResNet, count: int, batch: int, steps: int) -> Programs:
-    """Jitted, for so many training images, images a step and steps."""
-    data = Data(name="cifar10", mean=MEAN, std=STD)
-    augment = Augment(pad=2, pad_mode="reflect", alternate_flip=True)
-    preprocess = make_preprocess(Recipe(data=data, augment=augment, batch_size=batch), count, model.classes)
-    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    optimizer = make_optimizer(shapes["params"], steps, WHITEN_EPOCHS * count // batch)
-
-    def begin(key: Array, images: Array) -> State:
-        variables = model.init(key, jnp.zeros((1, *images.shape[1:])), train=False)
-        variables["params"]["whiten"]["kernel"] = whitening(normalize(images[:WHITENED], MEAN, STD))
-        return State(variables, variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
+def make_step(
+    model: FastResNet, optimizer: optax.GradientTransformation, preprocess: Preprocess, steps: int
+) -> Callable[..., tuple[State, Array]]:
+    """(key, images, labels, state, indices (b,)) -> the state after one of all steps, and the mean loss before it."""
 
     def step(key: Array, images: Array, labels: Array, state: State, indices: Array) -> tuple[State, Array]:
         x, y = preprocess(key, state.step, Batch(images[indices], labels[indices], None, indices))
@@ -184,7 +177,24 @@ def programs(model: FastResNet, count: int, batch: int, steps: int) -> Programs:
         (loss, after), grads = jax.value_and_grad(objective, has_aux=True)(params)
         updates, slots = optimizer.update(grads, state.slots, params)
         fast = {"params": optax.apply_updates(params, updates), **after}
-        return State(*looked_ahead(fast, state.slow, state.step, steps), slots, state.step + 1), loss / batch
+        return State(*looked_ahead(fast, state.slow, state.step, steps), slots, state.step + 1), loss / len(indices)
+
+    return step
+
+
+def programs(model: FastResNet, count: int, batch: int, steps: int) -> Programs:
+    """Jitted, for so many training images, images a step and steps."""
+    data = Data(name="cifar10", mean=MEAN, std=STD)
+    augment = Augment(pad=2, pad_mode="reflect", alternate_flip=True)
+    preprocess = make_preprocess(Recipe(data=data, augment=augment, batch_size=batch), count, model.classes)
+    shapes = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    optimizer = make_optimizer(shapes["params"], steps, WHITEN_EPOCHS * count // batch)
+    step = make_step(model, optimizer, preprocess, steps)
+
+    def begin(key: Array, images: Array) -> State:
+        variables = model.init(key, jnp.zeros((1, *images.shape[1:])), train=False)
+        variables["params"]["whiten"]["kernel"] = whitening(normalize(images[:WHITENED], MEAN, STD))
+        return State(variables, variables, optimizer.init(variables["params"]), jnp.zeros((), jnp.int32))
 
     def advance(state: State, key: Array, images: Array, labels: Array, indices: Array) -> tuple[State, Array]:
         """One step is written out: in a loop convolutions are many times as slow on CPUs."""
