@@ -1,6 +1,7 @@
 """What all scripts here share: how they read their words, begin and end."""
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,17 @@ def positive(word: str) -> int:
     if not (word.isascii() and word.isdecimal()) or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word} is not a positive number")
     return int(word)
+
+
+def above_zero(word: str) -> float:
+    """A flag's finite number above 0."""
+    try:
+        number = float(word)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{word} is not a number above 0")
+    return number
 
 
 def run(main: Callable[[], None], *, large_pages: bool = True) -> NoReturn:

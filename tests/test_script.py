@@ -55,6 +55,13 @@ def test_numbers_that_are_not_positive(word):
         script.positive(word)
 
 
+@pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "many"])
+def test_numbers_that_are_not_above_zero(word):
+    assert script.above_zero("0.5") == 0.5
+    with pytest.raises(argparse.ArgumentTypeError):
+        script.above_zero(word)
+
+
 def test_missing_photos_are_one_line(tmp_path):
     """The whole program, from another directory."""
     words = [ROOT / "experiments" / "transfer.py", "nowhere", "--weights", "none.pth"]

@@ -175,10 +175,10 @@ def measure(opened: dict[str, Connection], rounds: int, length: float) -> dict[s
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("network", choices=["resnet20", "resnet50"])
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=script.positive, required=True)
+    parser.add_argument("--rounds", type=script.positive, default=7)
     parser.add_argument(
-        "--seconds", type=float, default=4, help="of a turn, in each of which a way trains and evaluates"
+        "--seconds", type=script.above_zero, default=4, help="of a turn, in each of which a way trains and evaluates"
     )
     options = parser.parse_args()
     found = measure(open_ways(options.network, options.batch), options.rounds, options.seconds)

@@ -128,7 +128,7 @@ def ways(files: Source, packed: Source) -> dict[str, tuple[Callable, int]]:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=script.positive, default=5)
     options = parser.parse_args()
     files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     files = list(itertools.islice(itertools.cycle(files), 16 * BATCH))

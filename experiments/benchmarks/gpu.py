@@ -257,9 +257,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, list[float] | str]:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("network", choices=["resnet20", "resnet50"])
-    parser.add_argument("--batch", type=int, required=True)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--batch", type=script.positive, required=True)
+    parser.add_argument("--rounds", type=script.positive, default=7)
+    parser.add_argument("--minutes", type=script.above_zero, default=8.0)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     recipe = dataclasses.replace(subject_of(arguments.network).recipe, batch_size=arguments.batch)

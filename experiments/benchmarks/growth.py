@@ -107,7 +107,7 @@ def table(name: str, points: dict[Any, Any]) -> None:
 
 def main() -> None:
     parser = script.parser(__doc__)
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each point, compiling aside")
+    parser.add_argument("--seconds", type=script.above_zero, default=4.0, help="for each point, compiling aside")
     parser.add_argument("--out", type=Path, default=PICTURE)
     parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

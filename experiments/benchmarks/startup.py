@@ -36,7 +36,7 @@ def second_step(model: str, folder: Path, **settings: str) -> tuple[float, float
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=script.positive, default=3)
     options = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     for _ in range(options.rounds):

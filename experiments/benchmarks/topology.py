@@ -134,10 +134,10 @@ def work(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--model", default=RECIPE.model.name)
-    parser.add_argument("--steps", type=int, default=RECIPE.steps)
+    parser.add_argument("--steps", type=script.positive, default=RECIPE.steps)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--coordinator", help=argparse.SUPPRESS)
-    parser.add_argument("--hosts", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--hosts", type=script.positive, help=argparse.SUPPRESS)
     parser.add_argument("--host", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--double", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -243,16 +243,16 @@ def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 lies")
     parser.add_argument("--runs", type=script.positive, default=5)
-    parser.add_argument("--epochs", type=float, default=EPOCHS)
-    parser.add_argument("--width", type=float, default=1.0, help="of 64, 256 and 256 channels")
+    parser.add_argument("--epochs", type=script.above_zero, default=EPOCHS)
+    parser.add_argument("--width", type=script.above_zero, default=1.0, help="of 64, 256 and 256 channels")
     parser.add_argument("--train", type=script.positive, help="training images; all without it")
     arguments = parser.parse_args()
     half = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    model = FastResNet(tuple(int(arguments.width * width) for width in WIDTHS), dtype=half)
+    model = FastResNet(tuple(max(1, int(arguments.width * width)) for width in WIDTHS), dtype=half)
     data = on_device(open_split("cifar10", "train", arguments.data_dir), arguments.train)
     test = on_device(open_split("cifar10", "test", arguments.data_dir))
-    batch = min(BATCH, len(data[0]) // 4)
-    steps = round(arguments.epochs * len(data[0]) / batch)
+    batch = min(BATCH, max(1, len(data[0]) // 4))
+    steps = max(1, round(arguments.epochs * len(data[0]) / batch))
     run, found = programs(model, len(data[0]), batch, steps), []
     print("| run | training, s | last loss | test accuracy % |\n|--:|--:|--:|--:|")
     for seed in range(arguments.runs):

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("photo", type=Path, nargs="?", help="an image file; none is a photo on board")
     parser.add_argument("--weights", required=True, help="a file, hf:OWNER/NAME or a published name")
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--size", type=int, default=224, help="pixels of the shorter side, at most")
+    parser.add_argument("--size", type=script.positive, default=224, help="pixels of the shorter side, at most")
     parser.add_argument("--out", type=Path, default=Path("pyramid.png"))
     options = parser.parse_args()
     photo = shrink(decode(options.photo) if options.photo else photo_on_board(), options.size)
