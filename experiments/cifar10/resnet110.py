@@ -7,6 +7,10 @@ waits at 0.01 until the training error is below 80 %, "about 400 iterations"; th
 place of that of each pixel, and the channels are divided by their standard deviation, which the first BatchNorm
 undoes; and all 50,000 images are trained on (`--data.validation 5000` keeps the 5,000 with which the paper chose its
 schedule).
+
+Not measured in full: no accelerator was at hand. Shortened to one epoch, a quarter of it warm-up (`--epochs 1
+--schedule.warmup 0.25`; in proportion it would be two steps), on two cores of a shared server: 61.03 % error, one seed,
+1,065 s of training.
 """
 
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule

@@ -4,6 +4,9 @@
 
 Trained as ResNet-110 of He et al. 2015 is (appendix of the paper), so as what differs from resnet110. The first 400
 steps rise evenly to 0.1, where the paper has 0.01 for 400 steps, and remarks that these blocks do not need it.
+
+Not measured in full: no accelerator was at hand. Shortened to one epoch, a quarter of it warm-up (`--epochs 1
+--schedule.warmup 0.25`), on two cores of a shared server: 52.40 % error, one seed, 998 s of training.
 """
 
 from dataclasses import replace
