@@ -8,13 +8,13 @@ train at once, under `jax.vmap`. Running statistics of BatchNorm are averaged as
     python experiments/questions/federated.py
 
 With clients whose classes are mixed it costs nothing: after 30 rounds of 10 clients the test accuracy is 98.4 +- 0.4 %,
-that of central training on as many images 98.3 +- 0.6 %, and both pass 90 % in round 5 or 6. With two shards a client,
-mostly of one class each, it takes 16 to 20 rounds to 90 % and ends at 94.2 +- 0.7 %, still rising. The averaged
-statistics of BatchNorm are not to blame here: with GroupNorm, which has none, the skewed split takes 19 to 23 rounds
+that of central training on as many images 98.5 +- 0.4 %, and both pass 90 % in round 5 or 6. With two shards a client,
+mostly of one class each, it takes 16 to 20 rounds to 90 % and ends at 94.2 +- 0.6 %, still rising. The averaged
+statistics of BatchNorm are not to blame here: with GroupNorm, which has none, the skewed split takes 19 or 20 rounds
 and ends at 93.9 %.
 
 Measured with the command above: a ResNet-8 (one block a stage) on digits, 9 steps of 16 images a client and round, SGD
-without momentum, 3 seeds; 2 min 51 s on two cores of a shared server.
+without momentum, 3 seeds; 4 min 20 s on two cores of a shared server.
 
 Picture: experiments/pictures/questions/federated.png
 """
