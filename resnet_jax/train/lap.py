@@ -42,9 +42,11 @@ def metrics_line(
 ) -> dict[str, Any]:
     """The next line of metrics.jsonl: averages since the last, the held split now, speed and time in training.
 
-    `held` is by what comes before the names of its numbers: "" for the network itself, "ema_" for its averages.
+    `held` is by what comes before the names of its numbers: "" for the network itself, "ema_" for its averages. Where a
+    run was interrupted since the last line, the lap has only the steps after that: its time is drawn out to all.
     """
     split = held_split(job.recipe)
+    last_step, last_seconds = (lines[-1]["step"], lines[-1]["seconds"]) if lines else (0, 0.0)
     measured = {
         f"{prefix}{split}_{name}": value
         for prefix, metrics in held.items()
@@ -61,7 +63,7 @@ def metrics_line(
         **({"skipped": skipped} if skipped else {}),
         "images_per_second": lap.steps * job.recipe.batch_size / lap.seconds,
         "data_wait": lap.waited / lap.seconds,
-        "seconds": lap.seconds + (lines[-1]["seconds"] if lines else 0.0),
+        "seconds": last_seconds + lap.seconds * (step - last_step) / lap.steps,
     }
 
 
