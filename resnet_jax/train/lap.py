@@ -43,7 +43,8 @@ def metrics_line(
     """The next line of metrics.jsonl: averages since the last, the held split now, speed and time in training.
 
     `held` is by what comes before the names of its numbers: "" for the network itself, "ema_" for its averages. Where a
-    run was interrupted since the last line, the lap has only the steps after that: its time is drawn out to all.
+    run was interrupted since the last line, the lap has only the steps after that; those before it count at its pace,
+    an estimate.
     """
     split = held_split(job.recipe)
     last_step, last_seconds = (lines[-1]["step"], lines[-1]["seconds"]) if lines else (0, 0.0)
