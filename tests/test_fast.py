@@ -17,6 +17,7 @@ from experiments.fast.cifar10 import (
     looked_ahead,
     make_optimizer,
     programs,
+    sizes,
     train,
     views,
     whitening,
@@ -112,3 +113,8 @@ def test_a_run_learns_by_heart():
     state, later = train(run, 0, (images, labels), 8, 40)
     assert later < loss
     assert accuracy(run, state, (images, labels), batch=8) > 0.5
+
+
+def test_few_images_are_still_a_training():
+    assert sizes(50_000, 11.0) == (1024, 537)
+    assert sizes(2, 0.1) == (1, 1)

@@ -239,6 +239,12 @@ def on_device(source: Source, count: int | None = None) -> tuple[Array, Array]:
     return jnp.asarray(images[:count]), jnp.asarray(labels[:count])
 
 
+def sizes(count: int, epochs: float) -> tuple[int, int]:
+    """Images a step and steps, at least one of each, of a training on so many images."""
+    batch = min(BATCH, max(1, count // 4))
+    return batch, max(1, round(epochs * count / batch))
+
+
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 lies")
@@ -251,8 +257,7 @@ def main() -> None:
     model = FastResNet(tuple(max(1, int(arguments.width * width)) for width in WIDTHS), dtype=half)
     data = on_device(open_split("cifar10", "train", arguments.data_dir), arguments.train)
     test = on_device(open_split("cifar10", "test", arguments.data_dir))
-    batch = min(BATCH, max(1, len(data[0]) // 4))
-    steps = max(1, round(arguments.epochs * len(data[0]) / batch))
+    batch, steps = sizes(len(data[0]), arguments.epochs)
     run, found = programs(model, len(data[0]), batch, steps), []
     print("| run | training, s | last loss | test accuracy % |\n|--:|--:|--:|--:|")
     for seed in range(arguments.runs):
