@@ -20,7 +20,7 @@ test: $(VENV)/.installed-test
 	$(PY) -m pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.installed-test
-	$(PY) -m pytest -n auto --dist loadgroup -m slow
+	RESNET_JAX_OPTIMIZE=1 $(PY) -m pytest -n auto --dist loadgroup -m slow
 
 parity: $(VENV)/.installed-test
 	@$(PIP) -e '.[test,parity]'

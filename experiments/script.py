@@ -1,4 +1,4 @@
-"""What all scripts here share: how they read their words, begin and end."""
+"""Command-line helpers of all scripts: flags, exit codes and one-line errors."""
 
 import argparse
 import math
@@ -7,27 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from resnet_jax.cli import guarded
-from resnet_jax.huge_pages import restart_asking
+from resnet_jax.cli.main import guarded
+from resnet_jax.runtime.huge_pages import restart_asking
 
 if TYPE_CHECKING:
-    from resnet_jax.train.run import Result
+    from resnet_jax.training.loop import TrainResult
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """One whose help is the docstring of a script, as it is written."""
+    """Return a parser whose help is the docstring of a script, as written."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def positive(word: str) -> int:
-    """A flag's number of 1 or more."""
+    """Parse an integer of 1 or more."""
     if not (word.isascii() and word.isdecimal()) or int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not a positive number")
+        raise argparse.ArgumentTypeError(f"{word} is not a positive integer")
     return int(word)
 
 
 def above_zero(word: str) -> float:
-    """A flag's finite number above 0."""
+    """Parse a finite number above 0."""
     try:
         number = float(word)
     except ValueError:
@@ -38,9 +38,11 @@ def above_zero(word: str) -> float:
 
 
 def run(main: Callable[[], None], *, large_pages: bool = True) -> NoReturn:
-    """Runs a script and ends the process as `resnet-jax` does: what is wrong with words or data is one line.
+    """Run a script and exit as `resnet-jax` does, with one line for wrong flags or data.
 
-    `large_pages` are for those that compute on a CPU in this process.
+    Args:
+        main: the script.
+        large_pages: restart with large memory pages, for scripts that compute on a CPU in this process.
     """
     if large_pages:
         restart_asking()
@@ -52,8 +54,9 @@ def run(main: Callable[[], None], *, large_pages: bool = True) -> NoReturn:
     sys.exit(guarded(command, Path(sys.argv[0]).name))
 
 
-def last_line(result: "Result") -> dict[str, Any]:
-    """Of the metrics of a training that came to its end; after a signal it ends the process as `resnet-jax` does."""
+def last_row(result: "TrainResult") -> dict[str, Any]:
+    """Return the last row of metrics of a finished training; if a signal stopped it, exit as `resnet-jax` does."""
     if result.signal:
-        sys.exit(128 + result.signal)  # the same command goes on
-    return result.lines[-1]
+        # The same command resumes the training
+        sys.exit(128 + result.signal)
+    return result.rows[-1]

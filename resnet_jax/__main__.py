@@ -2,13 +2,13 @@
 
 import sys
 
-from resnet_jax.huge_pages import restart_asking
+from resnet_jax.runtime.huge_pages import restart_asking
 
 
 def run() -> None:
     """Runs the command in `sys.argv` and ends the process with its exit code."""
     restart_asking()
-    from resnet_jax.cli import main
+    from resnet_jax.cli.main import main
 
     sys.exit(main())
 

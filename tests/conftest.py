@@ -5,8 +5,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Before jax is imported, here and in every process that a test starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -15,22 +17,27 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # in one piece, so another process may read half of it.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="resnet-jax-tests-")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Most of the time goes into compiling: without its expensive passes the compiler takes a third of it. `make test-slow`
+# sets RESNET_JAX_OPTIMIZE=1 and compiles as users do.
+UNOPTIMIZED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+OPTIMIZE = os.environ.get("RESNET_JAX_OPTIMIZE") == "1"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {'' if OPTIMIZE else UNOPTIMIZED}".strip()
 
 import jax
 import pytest
 
-from resnet_jax.cli import main
+from resnet_jax.cli.main import main
 from resnet_jax.data.datasets import DATASETS
 from resnet_jax.data.source import from_arrays
-from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.shortcuts import PadShortcut
-from resnet_jax.model.stems import CifarStem
-from resnet_jax.model.zoo import MODELS
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.parallel.sharding import place
 from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule, to_json
+from resnet_jax.tasks.metrics import METRICS
+from resnet_jax.training import aot, run
+from resnet_jax.training.setup import shardings
 
 ROOT = Path(__file__).parent.parent
-QUICKLY = {"xla_backend_optimization_level": 1}  # options of the compiler for what runs once, and is not its test
+QUICKLY = {"xla_backend_optimization_level": 0}  # options of the compiler for what runs once, and is not its test
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -47,10 +54,68 @@ def real_data() -> Path:
     return folder
 
 
+_programs: dict[Any, Any] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_memory() -> Iterator[None]:
+    """Forget what a module has compiled, or a worker would grow to gigabytes."""
+    yield
+    _programs.clear()
+    jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def _shared_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the runs of a module share their compiled steps and initial states: most of them train the same recipe."""
+
+    def shared(module: ModuleType, name: str, key_of: Callable[..., Any], copy: Callable[..., Any]) -> None:
+        original = getattr(module, name)
+
+        def remembered(*args: Any, **options: Any) -> Any:
+            key = key_of(*args, **options)
+            if key is None:
+                return original(*args, **options)
+            key = name, key, bool(jax.config.jax_enable_x64)
+            if key not in _programs:
+                _programs[key] = copy(None, original(*args, **options), *args)
+            return copy(_programs[key], None, *args)
+
+        monkeypatch.setattr(module, name, remembered)
+
+    def hardware(setup: Any) -> tuple[Any, ...]:
+        return setup.mesh, setup.grad_accum_steps, setup.param_sharding
+
+    def of_step(setup: Any, accum: Any, size: Any, arguments: Any) -> Any:
+        leaves = tuple((x.shape, str(x.dtype), x.sharding) for x in jax.tree.leaves(arguments))
+        kind = str(jax.tree.structure(arguments))
+        recipe = replace(setup.recipe, seed=0)
+        return None if setup.given else (recipe, setup.dataset, hardware(setup), tuple(accum), size, kind, leaves)
+
+    def of_init(setup: Any, pretrained: Any = None) -> Any:
+        return None if setup.given or pretrained else (setup.recipe, setup.dataset, hardware(setup))
+
+    def of_eval(model: Any, data: Any, mesh: Any, metrics: Any) -> Any:
+        known = all(metric == METRICS.get(name, metric) for name, metric in metrics.items())
+        return (
+            (model, data, mesh, tuple(metrics), str(metrics["loss"])) if known and isinstance(model, ResNet) else None
+        )
+
+    def same(kept: Any, new: Any, *args: Any) -> Any:
+        return new if kept is None else kept
+
+    def on_devices(kept: Any, new: Any, setup: Any, *args: Any) -> Any:
+        # The state is donated to the first step, so each run is given a copy
+        return jax.device_get(new) if kept is None else jax.tree.map(place, kept, shardings(setup))
+
+    shared(aot, "compile_within", of_step, same)
+    shared(run, "init_train_state", of_init, on_devices)
+    shared(run, "make_eval_step", of_eval, same)
+
+
 @pytest.fixture
-def script() -> Iterator[Callable[..., ModuleType]]:
-    """A function that reads a script below experiments/ as a module; networks that it adds to MODELS are gone again."""
-    before = dict(MODELS)
+def script() -> Callable[..., ModuleType]:
+    """A function that reads a script below experiments/ as a module."""
 
     def read(*names: str) -> ModuleType:
         path = ROOT.joinpath("experiments", *names)
@@ -61,16 +126,16 @@ def script() -> Iterator[Callable[..., ModuleType]]:
         spec.loader.exec_module(module)
         return module
 
-    yield read
-    for name in MODELS.keys() - before.keys():
-        del MODELS[name]
+    return read
+
+
+# A network of four layers
+TINY = Model(name="resnet8", fields={"depths": (1,), "width": 4})
 
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe that compiles in a second: a network of four layers on 40 + 10 noisy images of 8x8 pixels."""
-    network = ResNet((1,), stem=CifarStem, shortcut=PadShortcut, width=4, num_classes=3)
-    monkeypatch.setitem(MODELS, "tiny", network)
 
     def source(split, folder):
         size = 40 if split == "train" else 10
@@ -81,9 +146,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Recipe:
 
     monkeypatch.setitem(DATASETS, "tiny", source)
     return Recipe(
-        model=Model(name="tiny"),
+        model=TINY,
         data=Data(name="tiny"),
-        augment=Augment(pad=1, flip=True),
+        augment=Augment(crop_padding=1, hflip=True),
         schedule=Schedule(warmup=2),
         batch_size=16,
         epochs=None,
@@ -100,7 +165,7 @@ def tiny_run(
     capsys: pytest.CaptureFixture[str],
 ) -> tuple[Path, str]:
     """A finished run of the tiny recipe, of two stages, in an empty folder, and what it said; trained once."""
-    monkeypatch.setitem(MODELS, "tiny", MODELS["tiny"].clone(depths=(1, 1)))
+    tiny = replace(tiny, model=Model(name="resnet8", fields={"depths": (1, 1), "width": 4}))
     once = tmp_path_factory.getbasetemp() / "tiny-run"
     if not (once / "said").exists():
         once.mkdir()

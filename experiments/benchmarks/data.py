@@ -1,9 +1,9 @@
-"""Reading photos: images a second by this library, by a torch DataLoader and by other decoders, alternating in one run.
+"""Reading photos: images per second of this library, of a torch DataLoader and of other decoders, in turns in one run.
 
     python experiments/benchmarks/data.py FOLDER [--repeats 5]
 
-FOLDER holds JPEG files at any depth. Each way decodes an image and takes a random-resized crop to 224 pixels.
-PyTorch's way is that of its ImageNet example: a Dataset that opens by Pillow, crops, scales and makes a float tensor.
+FOLDER holds JPEG files at any depth. Each reader decodes images and takes random-resized crops of 224 pixels. PyTorch's
+reader is that of its ImageNet example: a Dataset that opens files with Pillow, crops, resizes and makes a float tensor.
 torch, simplejpeg and OpenCV take part if they are installed.
 """
 
@@ -21,19 +21,19 @@ import numpy as np
 from PIL import Image
 
 from experiments import script
-from resnet_jax.data.crop import cropped, random_box, uniforms
+from resnet_jax.data.augment.host_crop import crop_reader, random_box_host, uniforms
 from resnet_jax.data.datasets import open_split
-from resnet_jax.data.decode import Fit
+from resnet_jax.data.image import Preprocessing
+from resnet_jax.data.prepare import Packing, prepare_data
 from resnet_jax.data.source import Source
-from resnet_jax.data.stream import stream
-from resnet_jax.preparation import Packing, prepare_data
+from resnet_jax.input_pipeline.host_input import stream
 
 BATCH, SIZE = 32, 224
 
 
 def ours(source: Source) -> Callable:
-    """Batches by the library's own pipeline."""
-    crop = cropped(source, seed=0, size=SIZE)
+    """Return batches of the library's own pipeline."""
+    crop = crop_reader(source, seed=0, size=SIZE)
 
     def batches(files: list[Path], threads: int) -> Iterator[Any]:
         order = np.arange(len(files)) % source.size
@@ -44,19 +44,19 @@ def ours(source: Source) -> Callable:
 
 
 def sources(folder: Path, home: Path) -> tuple[Source, Source]:
-    """The photos as one class, as they are and packed by `resnet-jax prepare`."""
+    """Return the photos as one class, from their files and packed by `resnet-jax prepare`."""
     (home / "photos" / "train").mkdir(parents=True)
     (home / "photos" / "train" / "photo").symlink_to(folder.absolute())
     prepare_data(f"folder:{home / 'photos'}", home / "packed", Packing(), data_dir=home)
     files, packed = (
-        open_split(name, "train", home, fit=Fit(SIZE))
+        open_split(name, "train", home, preprocessing=Preprocessing(image_size=SIZE))
         for name in (f"folder:{home / 'photos'}", f"array_record:{home / 'packed'}")
     )
     return files, packed
 
 
 def torch_loader(files: list[Path], workers: int) -> Iterator[Any]:
-    """Batches by a torch DataLoader."""
+    """Yield batches of a torch DataLoader."""
     import torch
     from torch.utils.data import DataLoader, Dataset
 
@@ -67,7 +67,7 @@ def torch_loader(files: list[Path], workers: int) -> Iterator[Any]:
         def __getitem__(self, index: int) -> tuple[Any, int]:
             with files[index].open("rb") as file:
                 image = Image.open(file).convert("RGB")
-            box = random_box(image.height, image.width, uniforms(0, index, 40))
+            box = random_box_host(image.height, image.width, uniforms(0, index, 40))
             part = image.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
             tensor = torch.from_numpy(np.array(part)).permute(2, 0, 1).contiguous()
             return tensor.to(torch.float32).div(255), 0
@@ -77,14 +77,14 @@ def torch_loader(files: list[Path], workers: int) -> Iterator[Any]:
 
 
 def with_decoder(read: Callable[[bytes], np.ndarray], resize: Callable[[np.ndarray], np.ndarray]) -> Callable:
-    """Batches by another decoder, in one thread."""
+    """Return batches of another decoder, in one thread."""
 
     def batches(files: list[Path], _: int) -> Iterator[Any]:
         for number in range(len(files) // BATCH):
             rows = []
             for index in range(number * BATCH, (number + 1) * BATCH):
                 image = read(files[index].read_bytes())
-                left, top, right, bottom = random_box(image.shape[0], image.shape[1], uniforms(0, index, 40))
+                left, top, right, bottom = random_box_host(image.shape[0], image.shape[1], uniforms(0, index, 40))
                 rows.append(resize(image[top:bottom, left:right]))
             yield np.stack(rows)
 
@@ -92,11 +92,12 @@ def with_decoder(read: Callable[[bytes], np.ndarray], resize: Callable[[np.ndarr
 
 
 def pillow_resize(part: np.ndarray) -> np.ndarray:
+    """Resize a crop with Pillow."""
     return np.asarray(Image.fromarray(part).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def ways(files: Source, packed: Source) -> dict[str, tuple[Callable, int]]:
-    """What is compared: a function of (files, workers), and the workers."""
+def readers(files: Source, packed: Source) -> dict[str, tuple[Callable, int]]:
+    """Return the readers by name: a function (files, workers) -> batches, and the number of workers."""
     found: dict[str, tuple[Callable, int]] = {f"resnet_jax, {n} threads": (ours(files), n) for n in (1, 2)}
     found |= {f"resnet_jax, packed at 256 pixels, {n} threads": (ours(packed), n) for n in (1, 2)}
     if importlib.util.find_spec("torch"):
@@ -133,17 +134,18 @@ def main() -> None:
     files = sorted(path for path in options.folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     files = list(itertools.islice(itertools.cycle(files), 16 * BATCH))
     with tempfile.TemporaryDirectory() as home:
-        compared = ways(*sources(options.folder, Path(home)))
+        compared = readers(*sources(options.folder, Path(home)))
         speeds: dict[str, list[float]] = {name: [] for name in compared}
         for _ in range(options.repeats):
             for name, (batches, workers) in compared.items():
                 items = batches(files, workers)
-                next(items)  # workers have started
+                # Workers have started after the first batch
+                next(items)
                 start = time.perf_counter()
                 count = sum(BATCH for _ in items)
                 speeds[name].append(count / (time.perf_counter() - start))
     peer = statistics.median(speeds.get("torch DataLoader, 1 workers", speeds["Pillow in a loop"]))
-    print("| way | images/s, median | least to most | against one torch worker |\n|---|--:|--:|--:|")
+    print("| reader | images/s, median | range | against one torch worker |\n|---|--:|--:|--:|")
     for name, found in speeds.items():
         median = statistics.median(found)
         print(f"| {name} | {median:,.0f} | {min(found):,.0f} to {max(found):,.0f} | {median / peer:.2f} |")

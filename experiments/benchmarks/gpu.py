@@ -1,12 +1,12 @@
-"""Training on a GPU: this library, levers of its compiler, the same network in plain flax, and PyTorch, side by side.
+"""Training on a GPU: this library, options of its compiler, the same network in plain flax, and PyTorch, side by side.
 
     python -m experiments.benchmarks.gpu resnet50 --batch 256
     python -m experiments.benchmarks.gpu resnet20 --batch 128
 
-Every way is a process of its own, because the levers are read when JAX starts; all stay open, and take turns round by
-round. bfloat16 (ResNet-50) or float32 (ResNet-20), images that lie on the device. Torch runs in channels_last, under
-autocast where it is bfloat16, eagerly and compiled. A way that fails, or a lever that XLA does not know, is a row that
-says so. Needs torch with CUDA for its rows; fits in eight minutes (`--minutes`).
+Every variant runs in a process of its own, because JAX reads compiler options when it starts; all stay open and take
+turns. Computes in bfloat16 (ResNet-50) or float32 (ResNet-20) on images that are already on the device. Torch runs in
+channels_last, under autocast for bfloat16, eager and compiled. A variant that fails, or an option that XLA does not
+know, is a row that says so. Needs torch with CUDA for its rows; takes at most eight minutes (`--minutes`).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -29,27 +30,32 @@ import optax
 from jax import lax
 
 from experiments import script
-from resnet_jax.bench.step import subject_of
-from resnet_jax.data.source import from_arrays
-from resnet_jax.model.layers import Conv, SpaceToDepthConv
-from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.zoo import published
+from resnet_jax.data.source import Source, from_arrays
+from resnet_jax.input_pipeline.device_input import IndexedBatch, open_device_split, training_batches
+from resnet_jax.models.layers import Conv, SpaceToDepthConv
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.recipe import Recipe
-from resnet_jax.train.feed import Pick, supply, training_items
-from resnet_jax.train.job import initial, make_advance, open_sources, prepare, step_key, unjitted_advance
+from resnet_jax.runtime.compiler_options import compiler_options
+from resnet_jax.tools.bench.step import bench_target
+from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, open_sources, shardings, step_key
+from resnet_jax.weights.load import create_model
 
-LR, MOMENTUM, HELD = 0.01, 0.9, 2  # HELD: batches that lie on the device
-SECONDS = 1.5  # of a round
-TOGETHER = 50  # steps a call
+LR, MOMENTUM = 0.01, 0.9
+# Batches that lie on the device
+BATCHES = 2
+# Seconds of a round
+SECONDS = 1.5
+# Steps per call of the variant that scans over steps
+SCANNED = 50
 
 # name: (how a step is made, XLA_FLAGS)
-WAYS: dict[str, tuple[str, str]] = {
+VARIANTS: dict[str, tuple[str, str]] = {
     "resnet_jax": ("ours", ""),
     "flax, plain": ("plain", ""),
     "torch": ("torch", ""),
     "torch, compiled": ("torch_compiled", ""),
-    f"resnet_jax, {TOGETHER} steps a call": ("together", ""),
-    "resnet_jax, stem by space to depth": ("blocked", ""),
+    f"resnet_jax, {SCANNED} steps per call": ("scanned", ""),
+    "resnet_jax, stem by space to depth": ("space_to_depth", ""),
     "resnet_jax, fused convolutions": ("ours", "--xla_gpu_experimental_enable_conv_fusion=true"),
     "resnet_jax, NHWC forced": ("ours", "--xla_gpu_force_conv_nhwc=true"),
     "resnet_jax, cuDNN fusion level 2": ("ours", "--xla_gpu_cudnn_gemm_fusion_level=2"),
@@ -57,65 +63,65 @@ WAYS: dict[str, tuple[str, str]] = {
     "resnet_jax, no autotuning": ("ours", "--xla_gpu_autotune_level=0"),
 }
 
-Step = Callable[[], Any]  # takes one step, or `TOGETHER`, and returns what is ready when it is done
+# Takes one step, or `SCANNED`, and returns an array that is ready when it is done
+Step = Callable[[], Any]
 
 
 class Worker(NamedTuple):
-    """A way that is ready to be asked for a round."""
+    """The process of a variant, waiting for a round."""
 
     process: subprocess.Popen
-    asked: IO[str]
-    told: IO[str]
+    requests: IO[str]
+    replies: IO[str]
 
 
-def ours(recipe: Recipe, together: int = 1, conv: type[Conv] = Conv) -> Step:
-    """The step that `resnet-jax train` takes, on images that lie on the device."""
-    splits = made_up(recipe)
-    sources = open_sources(recipe, Path("data"), splits)
-    job = prepare(recipe, sources.dataset, 1)
-    job = job._replace(model=job.model.clone(conv=conv))
-    state, data, key = initial(job), supply(sources.train, job.mesh), step_key(job)
-    items = training_items(data, recipe.seed, recipe.batch_size, range(10**9))
-    if together == 1:
-        advance = make_advance(job)
+def our_step(recipe: Recipe, scanned: int = 1, conv: type[Conv] = Conv) -> Step:
+    """Return the step of `resnet-jax train`, on images that lie on the device.
+
+    Args:
+        recipe: of the training.
+        scanned: steps per call.
+        conv: convolution of the network.
+    """
+    sources = open_sources(recipe, Path("data"), random_sources(recipe))
+    setup = make_setup(recipe, sources.dataset, 1)
+    setup = setup._replace(model=setup.model.clone(conv=conv))
+    state, split, key = init_train_state(setup), open_device_split(sources.train, setup.mesh), step_key(setup)
+    batches = training_batches(split, recipe, range(10**9))
+    if scanned == 1:
+        train_step = make_train_step(setup)
 
         def step() -> Any:
             nonlocal state
-            *new, told = advance(*state, next(items), key, None)
-            state = (new[0], new[1])
-            return told
+            state, status = train_step(state, next(batches), key)
+            return status
 
         return step
 
-    resident, within = data.resident, unjitted_advance(job)
-    assert resident is not None
+    arrays, inner = split.arrays, make_train_step(setup, jit=False)
+    assert arrays is not None
 
-    def several(state: Any, picks: Any) -> Any:
-        def one(state: Any, indices: jax.Array) -> Any:
-            training, sums = state
-            return within(training, sums, Pick(resident, indices, None), key, None)[:2], None
-
-        return lax.scan(one, state, picks)[0]
-
-    call = jax.jit(several, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings(setup), None), compiler_options=compiler_options())
+    def scan_steps(state: Any, indices: Any) -> Any:
+        return lax.scan(lambda state, one: inner(state, IndexedBatch(arrays, one, None), key), state, indices)
 
     def steps() -> Any:
         nonlocal state
-        picks: Any = [next(items) for _ in range(together)]
-        state = call(state, jnp.stack([pick.indices for pick in picks]))
-        return state[1]
+        inputs: Any = [next(batches) for _ in range(scanned)]
+        state, status = scan_steps(state, jnp.stack([batch.indices for batch in inputs]))
+        return status
 
     return steps
 
 
-def plain(recipe: Recipe) -> Step:
-    """A step as flax's examples write it, with images normalised before."""
+def plain_step(recipe: Recipe) -> Step:
+    """Return a step as in flax's examples, on normalised images."""
     from experiments.benchmarks.plain_flax import FlaxNetwork, sgd_step
 
-    like = published(recipe.model.name)
+    like = create_model(recipe.model.name)
     assert isinstance(like, ResNet)
     model, optimizer = FlaxNetwork(like, recipe.model.dtype), optax.sgd(LR, MOMENTUM)
-    images, labels = map(jnp.asarray, arrays(recipe))
+    images, labels = map(jnp.asarray, random_batch(recipe))
 
     variables = jax.jit(model.init)(jax.random.key(0), images[:2])
     state = variables["params"], variables["batch_stats"], jax.jit(optimizer.init)(variables["params"])
@@ -130,21 +136,21 @@ def plain(recipe: Recipe) -> Step:
     return step
 
 
-def in_torch(recipe: Recipe, *, compiled: bool) -> Step:
-    """A step as PyTorch's examples write it, in channels_last, with images normalised before."""
+def torch_step(recipe: Recipe, *, compiled: bool) -> Step:
+    """Return a step as in PyTorch's examples, in channels_last, on normalised images."""
     import torch
     from torch.nn import functional
 
     from experiments.benchmarks.plain_torch import TorchNetwork
 
     torch.backends.cudnn.benchmark = True
-    like, device = published(recipe.model.name), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    like, device = create_model(recipe.model.name), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     assert isinstance(like, ResNet)
     network: Any = TorchNetwork(like)
     network = network.to(device, memory_format=torch.channels_last)
     network = torch.compile(network) if compiled else network
     optimizer = torch.optim.SGD(network.parameters(), LR, MOMENTUM)
-    images, labels = (torch.from_numpy(x).to(device) for x in arrays(recipe))
+    images, labels = (torch.from_numpy(x).to(device) for x in random_batch(recipe))
     images, labels = images.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last), labels.long()
     half = recipe.model.dtype == "bfloat16"
 
@@ -159,31 +165,31 @@ def in_torch(recipe: Recipe, *, compiled: bool) -> Step:
     return step
 
 
-def arrays(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
-    """A batch of float32 images and its labels."""
-    network, random = published(recipe.model.name), np.random.default_rng(0)
+def random_batch(recipe: Recipe) -> tuple[np.ndarray, np.ndarray]:
+    """Return a batch of float32 images and its labels."""
+    network, random = create_model(recipe.model.name), np.random.default_rng(0)
     images = random.standard_normal((recipe.batch_size, *network.input_shape), np.float32)
     return images, random.integers(0, network.num_classes, recipe.batch_size).astype(np.int32)
 
 
-def made_up(recipe: Recipe) -> Any:
-    """Train and test of random images as they are read from files."""
-    network, random = published(recipe.model.name), np.random.default_rng(0)
-    images = random.integers(0, 256, (HELD * recipe.batch_size, *network.input_shape), np.uint8)
+def random_sources(recipe: Recipe) -> tuple[Source, Source]:
+    """Return train and test splits of random uint8 images."""
+    network, random = create_model(recipe.model.name), np.random.default_rng(0)
+    images = random.integers(0, 256, (BATCHES * recipe.batch_size, *network.input_shape), np.uint8)
     labels = np.arange(len(images)) % network.num_classes
     source = from_arrays(images, labels, list(map(str, range(network.num_classes))))
     return source, source
 
 
-def work(recipe: Recipe, how: str) -> None:
-    """A process that says that it is ready, and then for each line that it is given milliseconds a step."""
-    torch_ways = {"torch": False, "torch_compiled": True}
-    count = TOGETHER if how == "together" else 1
-    if how in torch_ways:
-        step = in_torch(recipe, compiled=torch_ways[how])
+def work(recipe: Recipe, kind: str) -> None:
+    """Print the time of the first step and then, for each line of stdin, the milliseconds per step of a round."""
+    compiled = {"torch": False, "torch_compiled": True}
+    count = SCANNED if kind == "scanned" else 1
+    if kind in compiled:
+        step = torch_step(recipe, compiled=compiled[kind])
     else:
-        conv = SpaceToDepthConv if how == "blocked" else Conv
-        step = plain(recipe) if how == "plain" else ours(recipe, count, conv)
+        conv = SpaceToDepthConv if kind == "space_to_depth" else Conv
+        step = plain_step(recipe) if kind == "plain" else our_step(recipe, count, conv)
     start = time.perf_counter()
     wait(step())
     print(json.dumps({"first": time.perf_counter() - start}), flush=True)
@@ -198,15 +204,16 @@ def work(recipe: Recipe, how: str) -> None:
 
 
 def wait(last: Any) -> None:
-    """Until what a step returned is there: a number of torch's, or arrays of JAX's."""
+    """Wait for the loss of a torch step, or the arrays of a JAX step."""
     last.item() if hasattr(last, "backward") else jax.block_until_ready(last)
 
 
-def start(arguments: argparse.Namespace, how: str, flags: str) -> Worker:
+def start_worker(arguments: argparse.Namespace, kind: str, flags: str) -> Worker:
+    """Start the process of a variant."""
     words = [sys.executable, "-m", "experiments.benchmarks.gpu", arguments.network, "--batch", str(arguments.batch)]
     environment = os.environ | {"XLA_FLAGS": flags, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     process = subprocess.Popen(
-        [*words, "--worker", how],
+        [*words, "--worker", kind],
         env=environment,
         text=True,
         stdin=subprocess.PIPE,
@@ -218,40 +225,42 @@ def start(arguments: argparse.Namespace, how: str, flags: str) -> Worker:
     return Worker(process, process.stdin, process.stdout)
 
 
-def answer(worker: Worker) -> dict[str, float]:
-    """What a way says next; raises RuntimeError with the last line of its errors where it has ended."""
-    line = worker.told.readline()
+def read_reply(worker: Worker) -> dict[str, float]:
+    """Return the next reply of a worker; raise RuntimeError with its last line of stderr if it has exited."""
+    line = worker.replies.readline()
     if line:
         found: dict[str, float] = json.loads(line)
         return found
     lines = worker.process.communicate()[1].strip().splitlines()
-    raise RuntimeError(lines[-1][:120] if lines else f"ended with {worker.process.returncode}")
+    raise RuntimeError(lines[-1][:120] if lines else f"exited with code {worker.process.returncode}")
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, list[float] | str]:
-    """Milliseconds a step of each way, round by round; or why there are none."""
+    """Return the milliseconds per step of each variant, round by round, or why there are none."""
     found: dict[str, list[float] | str] = {}
-    open_ways: dict[str, Worker] = {}
-    ends = time.monotonic() + 60 * arguments.minutes
-    for name, (how, flags) in WAYS.items():
-        if time.monotonic() > ends - 60:  # what is left is for the rounds
-            found[name] = "not started, for want of time"
+    workers: dict[str, Worker] = {}
+    deadline = time.monotonic() + 60 * arguments.minutes
+    for name, (kind, flags) in VARIANTS.items():
+        # The last minute is for the rounds
+        if time.monotonic() > deadline - 60:
+            found[name] = "not started: no time left"
             continue
-        worker = start(arguments, how, flags)
+        worker = start_worker(arguments, kind, flags)
         try:
-            print(f"{name}: first step after {answer(worker)['first']:.1f} s", file=sys.stderr)
-            open_ways[name], found[name] = worker, []
+            print(f"{name}: first step after {read_reply(worker)['first']:.1f} s", file=sys.stderr)
+            workers[name], found[name] = worker, []
         except RuntimeError as error:
             found[name] = str(error)
     for _ in range(arguments.rounds + 1):
-        for name, worker in open_ways.items():
-            if time.monotonic() < ends:
-                print(file=worker.asked, flush=True)
-                found[name].append(answer(worker)["ms"])  # type: ignore[union-attr]
-    for worker in open_ways.values():
-        worker.asked.close()
+        for name, worker in workers.items():
+            if time.monotonic() < deadline:
+                print(file=worker.requests, flush=True)
+                found[name].append(read_reply(worker)["ms"])  # type: ignore[union-attr]
+    for worker in workers.values():
+        worker.requests.close()
         worker.process.wait()
-    return {name: times[1:] if isinstance(times, list) else times for name, times in found.items()}  # one warms up
+    # The first round warms up
+    return {name: times[1:] if isinstance(times, list) else times for name, times in found.items()}
 
 
 def main() -> None:
@@ -262,7 +271,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=script.above_zero, default=8.0)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    recipe = dataclasses.replace(subject_of(arguments.network).recipe, batch_size=arguments.batch)
+    recipe = dataclasses.replace(bench_target(arguments.network).recipe, batch_size=arguments.batch)
     if arguments.network == "resnet50":
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, dtype="bfloat16"))
     if arguments.worker:
@@ -271,11 +280,11 @@ def main() -> None:
     versions = ((name, importlib.metadata.version(name)) for name in ("jax", "flax"))
     print(", ".join(f"{name} {version}" for name, version in versions))
     print(f"{arguments.network}, batch {arguments.batch}, {recipe.model.dtype}, rounds of {SECONDS} s\n")
-    print("| way | ms a step, median | least to most | images/s | of the first |\n|---|--:|--:|--:|--:|")
-    first = found[next(iter(WAYS))]
+    print("| variant | ms per step, median | range | images/s | of the first |\n|---|--:|--:|--:|--:|")
+    first = found[next(iter(VARIANTS))]
     for name, times in found.items():
         if isinstance(times, str) or not times:
-            print(f"| {name} | {times or 'no round in time'} | | | |")
+            print(f"| {name} | {times or 'no round finished'} | | | |")
             continue
         median = statistics.median(times)
         ratio = f"{median / statistics.median(first):.2f}" if first and not isinstance(first, str) else ""

@@ -1,6 +1,6 @@
-"""ResNet-20 and ResNet-50 as flax's examples write them, of nn.Conv and nn.BatchNorm, to compare this library with.
+"""ResNet-20 and ResNet-50 as in flax's examples, of nn.Conv and nn.BatchNorm: the baseline of the benchmarks.
 
-Parameters have the names and shapes of ours, so that both start from the same ones. BatchNorm is over the whole batch.
+Parameters have our names and shapes, so that both start from the same ones. BatchNorm is over the whole batch.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,23 @@ import optax
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from resnet_jax.model.resnet import ResNet
+from resnet_jax.models.resnet import ResNet
 
 Make = Callable[..., Callable[[jax.Array], jax.Array]]
 
 
 def sgd_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any, Any, Any]]:
-    """(params, statistics, slots, images, labels) -> the first three after a step, and its loss; not compiled."""
+    """Return the function (params, batch_stats, opt_state, images, labels) -> (the first three after a step, loss)."""
 
-    def step(params: Any, statistics: Any, slots: Any, images: jax.Array, labels: jax.Array) -> tuple:
+    def step(params: Any, batch_stats: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> tuple:
         def objective(params: Any) -> tuple[jax.Array, Any]:
-            now = {"params": params, "batch_stats": statistics}
-            logits, updated = model.apply(now, images, train=True, mutable=["batch_stats"])
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])
             return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updated["batch_stats"]
 
         (loss, after), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, slots = optimizer.update(grads, slots, params)
-        return optax.apply_updates(params, updates), after, slots, loss
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), after, opt_state, loss
 
     return step
 
@@ -74,7 +74,8 @@ class _Block(nn.Module):
 
     @nn.nowrap
     def shortcut(self, x: jax.Array, wide: int) -> jax.Array:
-        if not self.bottleneck:  # option A
+        # Option A
+        if not self.bottleneck:
             more = wide - x.shape[-1]
             return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0),) * 3 + ((more // 2, more - more // 2),))
         if x.shape[-1] == wide:
@@ -107,5 +108,5 @@ class _Stem(nn.Module):
 
 
 def padded_conv(features: int, kernel: int, stride: int, **fields: Any) -> nn.Conv:
-    """A convolution without bias, padded on both sides."""
+    """Return a convolution without bias, padded on both sides."""
     return nn.Conv(features, (kernel,) * 2, (stride,) * 2, ((kernel // 2,) * 2,) * 2, use_bias=False, **fields)

@@ -1,15 +1,15 @@
-"""ResNet-20 and ResNet-50 in PyTorch, as torchvision writes them: what this library is compared with."""
+"""ResNet-20 and ResNet-50 in PyTorch, as in torchvision: the baseline of the benchmarks."""
 
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from resnet_jax.model.resnet import ResNet
+from resnet_jax.models.resnet import ResNet
 
 
 class TorchBlock(torch.nn.Module):
-    """A residual block as torchvision's."""
+    """A residual block as in torchvision."""
 
     def __init__(self, channels: int, features: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -31,14 +31,15 @@ class TorchBlock(torch.nn.Module):
             y = functional.relu(y) if i < self.layers else y
         if self.downsample is not None:
             x = self.downsample(x)
-        elif self.more:  # option A
+        elif self.more:
+            # Option A
             pad = (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)
             x = functional.pad(x[:, :, :: self.stride, :: self.stride], pad)
         return functional.relu(y + x)
 
 
 class TorchNetwork(torch.nn.Module):
-    """The same network in PyTorch, under the names of torchvision."""
+    """The network of `like` in PyTorch, with the names of torchvision."""
 
     def __init__(self, like: ResNet) -> None:
         super().__init__()

@@ -1,23 +1,23 @@
-"""How fast a recipe is trained with several seeds: one after the other, each on a device of its own, or in one program.
+"""Speed of a recipe with several seeds: in sequence, each on a device of its own, or in one program.
 
     python experiments/benchmarks/seeds.py [RECIPE.py] [--count 4] [--batch-size 128] [--rounds 5] [--data-dir FOLDER]
 
-Prints the milliseconds of one step of all seeds, medians and ranges over all rounds, in which the ways take turns, and
-how long each took to compile. One device has to do for the first way and the last; where there is but one, a CPU is cut
-into as many virtual ones as there are seeds, which share its cores.
+Prints the milliseconds of one step of all seeds, medians and ranges over all rounds, in which the layouts take turns,
+and the time until the first steps. In sequence and in one program use one device; a CPU is split into as many virtual
+devices as there are seeds, which share its cores.
 """
 
 import argparse
 import os
 import statistics
 import time
-from functools import cache
 from pathlib import Path
 
 from experiments import script
-from resnet_jax.huge_pages import restart_asking
+from resnet_jax.runtime.huge_pages import restart_asking
 
-if __name__ == "__main__":  # before jax is imported; other devices than those of a CPU are as many as they are
+# Before jax is imported; only a CPU can be split
+if __name__ == "__main__":
     restart_asking()
     words = script.parser(__doc__)
     words.add_argument("recipe", nargs="?", type=Path, default=Path(__file__).parent.parent / "digits.py")
@@ -33,39 +33,50 @@ from dataclasses import replace
 import jax
 from jax.sharding import Mesh
 
-from resnet_jax.recipe import load_recipe
-from resnet_jax.train.begin import Cut, concrete
-from resnet_jax.train.compiling import compiler
-from resnet_jax.train.devices import data_mesh
-from resnet_jax.train.habits import Feeding
-from resnet_jax.train.job import open_sources
-from resnet_jax.train.shared import Shared, open_data, share
-from resnet_jax.train.ways import choose, seconds_a_round
+from resnet_jax.parallel.sharding import data_mesh
+from resnet_jax.recipe import Recipe, load_recipe
+from resnet_jax.training.options import RunOptions
+from resnet_jax.training.seeds import SeedRuns, device_slices, seconds_per_round
+from resnet_jax.training.setup import BatchLayout, Parts, open_sources
+
+
+def seed_runs(recipe: Recipe, data_dir: Path, count: int) -> SeedRuns:
+    """Return the runs of seeds 0 to `count` - 1, which write nothing."""
+    return SeedRuns(
+        recipes={seed: replace(recipe, seed=seed) for seed in range(count)},
+        out=Path(),
+        sources=open_sources(recipe, data_dir),
+        layout=BatchLayout(data_mesh(1)),
+        options=RunOptions(),
+        parts=Parts(),
+        loggers=(),
+        log=lambda line: None,
+        programs={},
+        corrupt={},
+        stop=lambda: 0,
+    )
 
 
 def main(options: argparse.Namespace) -> None:
-    recipe = replace(load_recipe(options.recipe), batch_size=options.batch_size)
-    sources = open_sources(recipe, options.data_dir)
-
-    @cache
-    def shared_on(mesh: Mesh) -> Shared:
-        job, parts = concrete(recipe, sources, Cut(mesh))
-        return share(job, *open_data(job, sources, Feeding(), {}), compiler(job, parts, lambda line: None))
-
-    names = ["none", "vmap", *(["devices"] if jax.device_count() > 1 else [])]
-    ways, compiling, rounds = {}, {}, dict[str, list[float]]()
-    for name in names:
-        start, mesh = time.perf_counter(), data_mesh(None if name == "devices" else 1)
-        ways[name] = choose([name], options.count, recipe.batch_size, mesh, shared_on, print)
-        seconds_a_round(ways[name], shared_on)
+    recipe, count, one = load_recipe(options.recipe), options.count, data_mesh(1)
+    recipe = replace(recipe, batch_size=options.batch_size)
+    runs = seed_runs(recipe, options.data_dir, count)
+    layouts: dict[str, list[Mesh]] = {"sequential": [one], "vmap": [one] * count}
+    if jax.device_count() > 1:
+        layouts["devices"] = device_slices(data_mesh(), count, recipe.batch_size)
+    compiling: dict[str, float] = {}
+    rounds: dict[str, list[float]] = {name: [] for name in layouts}
+    for name, meshes in layouts.items():
+        start = time.perf_counter()
+        seconds_per_round(runs, meshes, name)
         compiling[name] = time.perf_counter() - start
     for _ in range(options.rounds):
-        for name, way in ways.items():
-            groups = -(-options.count // len(way.meshes))
-            rounds.setdefault(name, []).append(groups * seconds_a_round(way, shared_on))
+        for name, meshes in layouts.items():
+            groups = -(-count // len(meshes))
+            rounds[name].append(groups * seconds_per_round(runs, meshes, name))
     device, model = jax.devices()[0].device_kind, recipe.model.name
-    print(f"{options.count} seeds of {model}, batches of {recipe.batch_size}, {jax.device_count()} x {device}\n")
-    print("| way | ms a step of all seeds, median | least to most | until the first steps, s |\n|---|--:|--:|--:|")
+    print(f"{count} seeds of {model}, batches of {recipe.batch_size}, {jax.device_count()} x {device}\n")
+    print("| layout | ms per step of all seeds, median | range | until the first steps, s |\n|---|--:|--:|--:|")
     for name, seconds in rounds.items():
         milliseconds = [1000 * one for one in seconds]
         ends = f"{min(milliseconds):.1f} to {max(milliseconds):.1f}"

@@ -1,9 +1,9 @@
-"""How long a command takes until its second step: without a compilation cache, with an empty one, and with its entries.
+"""Time from the command to its second step: without a compilation cache, with an empty one, and with a filled one.
 
     python experiments/benchmarks/startup.py [--model resnet50] [--rounds 3]
 
-Trains two steps on the synthetic images, in processes of their own, and prints seconds by the clock and of the
-processors, medians and ranges over all rounds; the ways take turns, so that a busy machine is as busy for each.
+Trains two steps on the synthetic images, in processes of their own, and prints wall-clock and CPU seconds, medians and
+ranges over all rounds; the settings take turns, so that a busy machine is equally busy for each.
 """
 
 import os
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from experiments import script
 
-WAYS = ("without a cache", "cold", "warm")
+SETTINGS = ("without a cache", "cold", "warm")
 
 
 def second_step(model: str, folder: Path, **settings: str) -> tuple[float, float]:
-    """Seconds of a command that ends after two steps: by the clock, and of the processors."""
+    """Return wall-clock and CPU seconds of a command that ends after two steps."""
     words = f"train --data.name synthetic --model.name {model} --batch-size 8 --schedule.warmup 0 --stop-at 2"
     environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     with tempfile.TemporaryDirectory() as out:
@@ -38,17 +38,17 @@ def main() -> None:
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--rounds", type=script.positive, default=3)
     options = parser.parse_args()
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[tuple[float, float]]] = {setting: [] for setting in SETTINGS}
     for _ in range(options.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            for way in WAYS:
-                settings = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if way == WAYS[0] else {}
-                found[way].append(second_step(options.model, Path(folder), **settings))
-    print(f"| {options.model} | seconds, median | least to most | of the processors, median |\n|---|--:|--:|--:|")
-    for way, times in found.items():
-        clock, processors = zip(*times, strict=True)
-        ends = f"{min(clock):.1f} to {max(clock):.1f}"
-        print(f"| {way} | {statistics.median(clock):.1f} | {ends} | {statistics.median(processors):.1f} |")
+            for setting in SETTINGS:
+                variables = {"JAX_ENABLE_COMPILATION_CACHE": "false"} if setting == SETTINGS[0] else {}
+                found[setting].append(second_step(options.model, Path(folder), **variables))
+    print(f"| {options.model} | seconds, median | range | CPU seconds, median |\n|---|--:|--:|--:|")
+    for setting, times in found.items():
+        wall, cpu = zip(*times, strict=True)
+        ends = f"{min(wall):.1f} to {max(wall):.1f}"
+        print(f"| {setting} | {statistics.median(wall):.1f} | {ends} | {statistics.median(cpu):.1f} |")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     resnet-jax train experiments/cifar10/resnet164v2.py --data-dir FOLDER
 
-Trained as ResNet-110 of He et al. 2015 is (appendix of the paper), so as what differs from resnet110. The first 400
-steps rise evenly to 0.1, where the paper has 0.01 for 400 steps, and remarks that these blocks do not need it.
+Trained like ResNet-110 of He et al. 2015 (appendix of the paper); only the differences from resnet110 are given. The
+learning rate rises linearly to 0.1 in the first 400 steps, while the paper has 0.01 for 400 steps and notes that these
+blocks do not need it.
 """
 
 from dataclasses import replace
@@ -15,8 +16,8 @@ recipe = replace(
     load_recipe(Path(__file__).with_name("resnet110.py")),
     model=Model(
         name="resnet164v2",
-        norm_group=64,  # of two GPUs, 64 images each
-        zero_init=False,
+        norm_group_size=64,  # of two GPUs, 64 images each
+        zero_init_residual=False,
         dtype="float32",
     ),
 )

@@ -1,4 +1,4 @@
-"""WRN-16-8 on CIFAR-10 (Zagoruyko and Komodakis 2016), trained as WRN-28-10 is.
+"""WRN-16-8 on CIFAR-10 (Zagoruyko and Komodakis 2016), trained like WRN-28-10.
 
 resnet-jax train experiments/cifar10/wrn_16_8.py --data-dir FOLDER
 """

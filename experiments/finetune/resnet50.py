@@ -2,11 +2,11 @@
 
     resnet-jax train experiments/finetune/resnet50.py --data.name folder:hymenoptera
 
-The weights are fetched from the hub once (`pip install -e '.[hub]'`); a folder that holds their model.safetensors does
-as well: `--model.pretrained FOLDER`. For other published weights, `resnet-jax list --weights`. Other ways to fine-tune
-are a flag away: `--optimizer.freeze stem 'stage*' --model.norm_frozen` for the head alone, `--optimizer.layer-decay
-0.8` for rates that fall from the head to the stem; experiments/transfer.py compares them. Not measured: there were no
-weights from ImageNet at hand.
+The weights are downloaded from the hub once (`pip install -e '.[hub]'`); or give a folder that holds their
+model.safetensors: `--model.pretrained FOLDER`. For other published weights, `resnet-jax list --weights`. Other ways to
+fine-tune need only flags: `--optimizer.freeze stem 'stage*' --model.freeze_norm` for the head alone,
+`--optimizer.layer-decay 0.8` for learning rates that decrease from the head to the stem; experiments/transfer.py
+compares them. Not measured: no ImageNet weights were available.
 """
 
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
@@ -15,14 +15,16 @@ recipe = Recipe(
     model=Model(name="resnet50", pretrained="hf:timm/resnet50.a1_in1k"),
     data=Data(  # as these weights expect it: `resnet-jax list --weights resnet50`
         name="folder:hymenoptera",
-        size=224,
-        crop=0.95,
+        image_size=224,
+        crop_pct=0.95,
         interpolation="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     ),
-    augment=Augment(pad=0, crop=True, crop_from="original", crop_area=(0.25, 1.0), flip=True),
-    optimizer=Optimizer(lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, decay_scope="kernels", head_rate=10),
+    augment=Augment(crop_padding=0, random_resized_crop=True, rrc_from="original", rrc_scale=(0.25, 1.0), hflip=True),
+    optimizer=Optimizer(
+        lr=0.01, momentum=0.9, nesterov=True, weight_decay=1e-4, weight_decay_mask="kernels", head_lr_mult=10
+    ),
     schedule=Schedule(name="cosine", warmup=1),
     batch_size=32,
     epochs=12,

@@ -3,9 +3,9 @@
     resnet-jax train experiments/imagenet/resnet_rs.py --data.name folder:IMAGENET
 
 The comments name the lines of tensorflow/tpu, resnet_rs/configs/resnetrs50_i160.yaml, and, as "garden", those of
-tensorflow/models, imagenet_resnetrs50_i160.yaml. Departures: the cosine begins after the warm-up and not below it;
-statistics are those of the whole batch, for the sources do not name the share of a core; the activation is ReLU, where
-garden has swish.
+tensorflow/models, imagenet_resnetrs50_i160.yaml. Departures: the cosine starts after the warm-up instead of under it;
+BatchNorm statistics are those of the whole batch, since the sources do not name the batch size per core; the activation
+is ReLU, in garden it is swish.
 """
 
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
@@ -13,31 +13,31 @@ from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Sch
 recipe = Recipe(
     model=Model(
         name="resnetrs50",  # resnet_depth: 50, se_ratio: 0.25, and the true of its stem and shortcuts
-        norm_group=None,
+        norm_group_size=None,
         norm_momentum=0.0,  # bn_momentum: 0, for statistics are averaged with the weights
-        zero_init=True,
+        zero_init_residual=True,
         head_dropout=0.25,  # dropout_rate: 0.25
         drop_path=0.0,  # drop_connect_rate: null
         dtype="bfloat16",  # precision: bfloat16
     ),
     data=Data(
         name="folder:imagenet",
-        size=160,  # image_size: 160
-        crop=160 / 192,  # resnet_preprocessing.py: 32 pixels around the crop
+        image_size=160,  # image_size: 160
+        crop_pct=160 / 192,  # resnet_preprocessing.py: 32 pixels around the crop
         interpolation="bicubic",
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     ),
     augment=Augment(
-        pad=0,
-        crop=True,
-        crop_from="original",
-        crop_area=(0.08, 1.0),
-        crop_ratio=(3 / 4, 4 / 3),
-        flip=True,
+        crop_padding=0,
+        random_resized_crop=True,
+        rrc_from="original",
+        rrc_scale=(0.08, 1.0),
+        rrc_ratio=(3 / 4, 4 / 3),
+        hflip=True,
         policy="randaugment",  # augment_name: randaugment
-        policy_ops=2,  # randaug_num_layers: 2
-        policy_magnitude=30.0,  # randaug_magnitude: 10, of a largest of 10, which is 30 here
+        num_ops=2,  # randaug_num_layers: 2
+        magnitude=30.0,  # randaug_magnitude: 10, of a largest of 10, which is 30 here
         policy_interpolation="nearest",
         policy_fill=128,  # RandAugment's own there
     ),
@@ -48,16 +48,16 @@ recipe = Recipe(
         momentum=0.9,  # momentum: 0.9
         nesterov=False,  # garden: sgd with momentum alone
         weight_decay=4e-5,  # weight_decay: 4.0e-05
-        decay_scope="kernels",
+        weight_decay_mask="kernels",
     ),
     schedule=Schedule(
         name="cosine",  # garden: cosine
         warmup=5,  # garden: warmup_steps 1560 of 312 an epoch
-        warmup_from=0.0,
-        final=0.0,
+        warmup_start_factor=0.0,
+        end_factor=0.0,
     ),
     batch_size=4096,  # train_batch_size: 4096
     epochs=350,  # train_steps: 109475
-    ema=0.9999,  # moving_average_decay: 0.9999
-    ema_every=1,
+    ema_decay=0.9999,  # moving_average_decay: 0.9999
+    ema_update_every=1,
 )

@@ -2,8 +2,8 @@
 
     resnet-jax train experiments/imagenet/strikes_back_a1.py --data.name folder:IMAGENET
 
-Wightman et al. 2021, table 2, as what differs from A2. Departure, beside those of A2: shares of mixed images are kept,
-for after label smoothing a threshold would make all targets whole again; the paper has 1 less the smoothing.
+Wightman et al. 2021, table 2; only the differences from A2 are given. Departure, beside those of A2: targets of mixed
+images stay soft, since a threshold after label smoothing would undo the smoothing; the paper has 1 minus the smoothing.
 """
 
 from dataclasses import replace
@@ -14,8 +14,8 @@ from resnet_jax.recipe import load_recipe
 a2 = load_recipe(Path(__file__).with_name("strikes_back_a2.py"))
 recipe = replace(
     a2,
-    augment=replace(a2.augment, mixup=0.2),  # Mixup alpha 0.2
-    loss=replace(a2.loss, label_smoothing=0.1, threshold=None),  # Label smoothing 0.1
+    augment=replace(a2.augment, mixup_alpha=0.2),  # Mixup alpha 0.2
+    loss=replace(a2.loss, label_smoothing=0.1, bce_target_thresh=None),  # Label smoothing 0.1
     optimizer=replace(a2.optimizer, weight_decay=0.01),  # Weight decay 0.01
     epochs=600,  # Epochs 600
 )

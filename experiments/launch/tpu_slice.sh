@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # ResNet-50 on a Cloud TPU slice, from any machine with gcloud:
 #     NAME=resnet ZONE=us-west4-a TYPE=v5litepod-32 BUCKET=my-bucket experiments/launch/tpu_slice.sh
-# One command on every host of the slice; started again, it goes on.
+# One command on every host of the slice; run it again to resume.
 set -euo pipefail
 : "${NAME:?}" "${ZONE:?}" "${BUCKET:?}" "${TYPE:=v5litepod-32}"
-VERSION=v2-alpha-tpuv5-lite # of the virtual machines; other kinds of chips have others
+VERSION=v2-alpha-tpuv5-lite # of the virtual machines; it depends on the kind of chip
 
 gcloud compute tpus tpu-vm describe "$NAME" --zone "$ZONE" >/dev/null 2>&1 ||
 	gcloud compute tpus tpu-vm create "$NAME" --zone "$ZONE" --accelerator-type "$TYPE" --version "$VERSION"

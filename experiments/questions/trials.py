@@ -1,4 +1,4 @@
-"""What the questions share: networks trained for some steps, compiled once for all seeds, and how they are drawn."""
+"""Train networks for a few steps, compiled once for all seeds, and draw and print what the questions found."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -18,15 +17,24 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from experiments import script
-from resnet_jax import Recipe, TrainState, compiler_options, train_step
-from resnet_jax.data.augment import normalize
-from resnet_jax.data.batches import Batch, batch_indices
-from resnet_jax.data.source import to_arrays
+from resnet_jax import Recipe, TrainState, compiler_options
+from resnet_jax.data.source import subset
+from resnet_jax.input_pipeline.device_input import DeviceSplit, IndexedBatch, open_device_split, training_batches
+from resnet_jax.parallel.sharding import batch_sharding, place
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
-from resnet_jax.spread import spread
-from resnet_jax.train.job import Job, Sources, open_sources, prepare, random_keys, start
-from resnet_jax.train.preprocess import make_preprocess
-from resnet_jax.train.step import Sums, eval_step
+from resnet_jax.report.statistics import mean_and_std
+from resnet_jax.training.evaluate import evaluate_split, make_eval_step
+from resnet_jax.training.setup import (
+    TrainSetup,
+    init_fn,
+    make_setup,
+    make_train_step,
+    open_sources,
+    random_keys,
+    shardings,
+    step_key,
+)
+from resnet_jax.training.step import StepStatus
 
 HOME = Path(__file__).parent
 PICTURES = HOME.parent / "pictures" / "questions"
@@ -37,26 +45,16 @@ DATA = {
 BLUE, RED, TEAL, GRAY = "#4c78a8", "#e4572e", "#4fa39d", "#6b6b6b"
 
 
-class Split(NamedTuple):
-    """All examples of a split."""
-
-    image: Array  # (n, h, w, c) uint8
-    label: Array  # (n,) int32
-
-    def batch(self, indices: np.ndarray | Array) -> Batch:
-        """The examples at these indices, none of them padding."""
-        return Batch(self.image[indices], self.label[indices], jnp.ones(len(indices), bool), jnp.asarray(indices))
-
-
 class Trial(NamedTuple):
     """A recipe with its data, compiled when it is first used and then for every seed."""
 
-    job: Job
-    train: Split
-    held: Split
-    begin: Callable[[Array], TrainState]  # of a key
-    pure_step: Callable[[TrainState, Batch, Array], tuple[TrainState, Sums]]  # with a key
-    step: Callable[[TrainState, Batch, Array], tuple[TrainState, Sums]]  # the same, compiled; the state given is gone
+    setup: TrainSetup
+    train: DeviceSplit
+    evaluation: DeviceSplit
+    init: Callable[[Array], TrainState]
+    """Key of the initial parameters -> state before the first step."""
+    train_step: Callable[[TrainState, IndexedBatch, Array], tuple[TrainState, StepStatus]]
+    """(state, batch, step key) -> (state, status); the state given is donated."""
 
 
 def short_recipe(
@@ -69,116 +67,132 @@ def short_recipe(
     momentum: float = 0.9,
     batch_size: int = 64,
 ) -> Recipe:
-    """SGD as in He et al. 2015, section 4.2, but without augmentation; `warmup` in steps, from a tenth of the rate."""
+    """Return SGD as in He et al. 2015, section 4.2, without augmentation.
+
+    Args:
+        model: the network.
+        data: a name of DATA.
+        steps: length of the recipe.
+        schedule: shape after the warm-up.
+        warmup: steps of warm-up, from a tenth of the learning rate.
+        momentum: of SGD.
+        batch_size: images per step.
+    """
     return Recipe(
         model=model,
         data=DATA[data],
-        augment=Augment(pad=0),
+        augment=Augment(crop_padding=0),
         optimizer=Optimizer(lr=0.1, momentum=momentum, nesterov=False, weight_decay=1e-4),
-        schedule=Schedule(name=schedule, warmup=warmup, warmup_from=0.1),
+        schedule=Schedule(name=schedule, warmup=warmup, warmup_start_factor=0.1),
         batch_size=batch_size,
         epochs=None,
         steps=steps,
     )
 
 
-def make_trial(recipe: Recipe, data_dir: Path = Path("data"), change: Callable[[Job], Job] = lambda job: job) -> Trial:
-    """`change` may replace what a recipe has no word for, in the network or the optimiser."""
+def make_trial(
+    recipe: Recipe, data_dir: Path = Path("data"), change: Callable[[TrainSetup], TrainSetup] = lambda setup: setup
+) -> Trial:
+    """Return the trial of a recipe on one device.
+
+    Args:
+        recipe: as `short_recipe` returns it.
+        data_dir: folder of the data sets.
+        change: replaces parts of the setup that a recipe has no field for, such as the optimiser.
+    """
     sources = open_sources(recipe, data_dir)
-    job = change(prepare(recipe, sources.dataset, devices=1))
-    train, held = splits(sources)
-    preprocess = make_preprocess(recipe, sources.dataset.train_size, len(sources.dataset.classes))
-
-    def pure_step(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, Sums]:
-        return train_step(
-            state, batch, model=job.model, optimizer=job.optimizer, loss=job.loss, preprocess=preprocess, key=key
-        )
-
-    begin = jax.jit(lambda key: start(job, key)[0], compiler_options=compiler_options())
-    step = jax.jit(pure_step, donate_argnums=0, compiler_options=compiler_options())
-    return Trial(job, train, held, begin, pure_step, step)
-
-
-def splits(sources: Sources) -> tuple[Split, Split]:
-    """Training and held-out examples, on the device."""
-    train, held = (Split(*map(jnp.asarray, to_arrays(source))) for source in (sources.train, sources.held))
-    return train, held
+    setup = change(make_setup(recipe, sources.dataset, devices=1))
+    train, evaluation = (open_device_split(source, setup.mesh) for source in (sources.train, sources.evaluation))
+    init = jax.jit(partial(init_fn, setup), out_shardings=shardings(setup), compiler_options=compiler_options())
+    return Trial(setup, train, evaluation, init, make_train_step(setup))
 
 
 def keys_of(trial: Trial, seed: int) -> tuple[Array, Array]:
-    """The keys of the initial parameters and of all else that is random."""
-    return random_keys(dataclasses.replace(trial.job.recipe, seed=seed))
+    """Return the key of the initial parameters and the key of the training steps, as `train` draws them."""
+    recipe = dataclasses.replace(trial.setup.recipe, seed=seed)
+    return random_keys(recipe)[0], step_key(trial.setup._replace(recipe=recipe))
 
 
-def batches(trial: Trial, seed: int) -> Iterator[Batch]:
-    """Those that a run of the recipe with this seed is given."""
-    size, recipe = len(trial.train.label), trial.job.recipe
-    for step in range(trial.job.steps):
-        yield trial.train.batch(batch_indices(seed, step, recipe.batch_size, size))
+def batch_at(trial: Trial, indices: np.ndarray) -> IndexedBatch:
+    """Return the training examples at these indices as the input of a step."""
+    assert trial.train.arrays is not None, "the data sets of DATA fit on a device"
+    return IndexedBatch(trial.train.arrays, place(indices, batch_sharding(trial.train.mesh)), None)
+
+
+def batches(trial: Trial, seed: int) -> Iterator[Any]:
+    """Yield the step inputs of a run of the recipe with this seed."""
+    recipe = dataclasses.replace(trial.setup.recipe, seed=seed)
+    return training_batches(trial.train, recipe, range(trial.setup.steps))
 
 
 def training(trial: Trial, seed: int) -> Iterator[tuple[TrainState, float]]:
-    """The state after each step, gone when the next is asked for, and the loss of the step's batch before it."""
+    """Yield the state after each step, valid until the next one, and the loss of its batch before the step."""
     init_key, key = keys_of(trial, seed)
-    state = trial.begin(init_key)
+    state = trial.init(init_key)
     for batch in batches(trial, seed):
-        state, sums = trial.step(state, batch, key)
-        yield state, float(sums.loss) / int(sums.examples)
+        state, status = trial.train_step(state, batch, key)
+        yield state, float(status.sums["loss"]) / int(status.sums["weight"])
 
 
-class Run(NamedTuple):
+class TrialResult(NamedTuple):
     """A training to the end of its recipe."""
 
     state: TrainState
-    loss: np.ndarray  # (steps,) of each batch before its step, nats
-    seconds: float  # a step, the median
+    loss: np.ndarray
+    """(steps,) loss of each batch before its step, in nats."""
+    seconds: float
+    """Median time per step."""
 
 
-def run(trial: Trial, seed: int) -> Run:
-    states, curve, times = zip(*((*step, perf_counter()) for step in training(trial, seed)), strict=True)
-    return Run(states[-1], np.array(curve), float(np.median(np.diff(times))) if len(times) > 1 else 0.0)
+def run(trial: Trial, seed: int) -> TrialResult:
+    """Train to the end of the recipe."""
+    states, losses, times = zip(*((*step, perf_counter()) for step in training(trial, seed)), strict=True)
+    return TrialResult(states[-1], np.array(losses), float(np.median(np.diff(times))) if len(times) > 1 else 0.0)
 
 
-def late(loss: np.ndarray) -> np.ndarray:
-    """The mean over the last tenth of the steps, (...) of (..., steps)."""
+def final_loss(loss: np.ndarray) -> np.ndarray:
+    """Return the mean over the last tenth of the steps, (...) of (..., steps)."""
     return loss[..., -max(1, loss.shape[-1] // 10) :].mean(-1)
 
 
-def make_accuracy(trial: Trial) -> Callable[[TrainState], float]:
-    """The share of the first 1,000 held-out images that a state answers correctly, by its running statistics."""
-    data = trial.job.recipe.data
-    scaled = partial(normalize, mean=data.mean, std=data.std)
-    step = partial(eval_step, model=trial.job.model, loss=trial.job.measure, normalize=scaled)
-    sums = jax.jit(step, compiler_options=compiler_options())
-    held = trial.held.batch(np.arange(min(len(trial.held.label), 1000)))
-    return lambda state: float(sums(state, held).correct / len(held.label))
+def make_accuracy(trial: Trial, split: DeviceSplit | None = None) -> Callable[[TrainState], float]:
+    """Return a function that gives the accuracy of a state on up to 1,000 images, by its running statistics.
+
+    Args:
+        trial: of the state.
+        split: whose first images are evaluated; None is the evaluation split.
+    """
+    split, setup = split or trial.evaluation, trial.setup
+    first = split._replace(source=subset(split.source, np.arange(min(split.source.size, 1000))))
+    eval_step = make_eval_step(setup.model, setup.recipe.data, setup.mesh, setup.metrics)
+    return lambda state: evaluate_split(eval_step, setup.metrics, state, first)["accuracy"]
 
 
 def smooth(curves: np.ndarray, width: int = 9) -> np.ndarray:
-    """Means of `width` neighbouring steps along the last axis, of fewer at the ends."""
+    """Return means of `width` neighbouring steps along the last axis, of fewer at the ends."""
     kernel = np.ones(min(width, curves.shape[-1]))
     count = np.convolve(np.ones(curves.shape[-1]), kernel, "same")
     return np.apply_along_axis(lambda curve: np.convolve(curve, kernel, "same") / count, -1, curves)
 
 
 def parse(doc: str, *, seeds: int, steps: int, name: str) -> argparse.Namespace:
-    """The flags that all questions have; `out` is the path of the picture."""
+    """Return the flags that all questions have; `out` is the path of the picture."""
     parser = script.parser(doc)
     parser.add_argument("--out", type=Path, default=PICTURES, help="folder of the picture")
-    parser.add_argument("--seeds", type=script.positive, default=seeds)
+    parser.add_argument("--seeds", type=script.positive, default=seeds, help="number of seeds, from 0")
     parser.add_argument("--steps", type=script.positive, default=steps)
     parser.add_argument("--data", choices=DATA, default="digits")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="where CIFAR-10 lies")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of CIFAR-10")
     arguments = parser.parse_args()
     arguments.out = arguments.out / f"{name}.png"
     return arguments
 
 
-def canvas(title: str, rows: int = 1, columns: int = 2, **how: Any) -> tuple[Figure, list[Any]]:
-    """A figure and its panels, row by row."""
+def canvas(title: str, rows: int = 1, columns: int = 2, **options: Any) -> tuple[Figure, list[Any]]:
+    """Return a figure and its panels, row by row."""
     figure = Figure(figsize=(10, 0.6 + 3.6 * rows), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    panels = list(np.atleast_1d(figure.subplots(rows, columns, **how)).ravel())
+    panels = list(np.atleast_1d(figure.subplots(rows, columns, **options)).ravel())
     for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -186,14 +200,14 @@ def canvas(title: str, rows: int = 1, columns: int = 2, **how: Any) -> tuple[Fig
     return figure, panels
 
 
-def band(axes: Any, x: Any, values: np.ndarray, color: str, label: str, **how: Any) -> None:
-    """The mean of (seeds, ...) as a line, and from least to most as a band."""
-    axes.plot(x, values.mean(0), color=color, lw=1.8, label=label, **how)
+def band(axes: Any, x: Any, values: np.ndarray, color: str, label: str, **style: Any) -> None:
+    """Draw the mean of (seeds, ...) as a line and the range from minimum to maximum as a band."""
+    axes.plot(x, values.mean(0), color=color, lw=1.8, label=label, **style)
     axes.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.18, lw=0)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG of 128 colours, a third as large as one of all."""
+    """Write a PNG of 128 colours, which is a third of the size of one in full colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = BytesIO()
     figure.savefig(content)
@@ -202,12 +216,12 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def table(head: list[str], rows: list[list[Any]]) -> None:
-    """Prints Markdown; the first column is text, the others numbers."""
+    """Print a Markdown table; the first column is text, the others are numbers."""
     print(f"| {' | '.join(head)} |\n|---|{'--:|' * (len(head) - 1)}")
     for row in rows:
         print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 
 def over_seeds(values: np.ndarray, digits: int = 2) -> str:
-    """Mean and standard deviation, as a table has them."""
-    return spread(values.tolist()).written(digits)
+    """Format mean and standard deviation for a table."""
+    return mean_and_std(values.tolist()).format(digits)

@@ -1,11 +1,11 @@
-"""Several labels: which digits are in a picture, each a question of its own.
+"""Several labels: which digits are in a picture, each a label of its own.
 
     python experiments/tasks/multilabel.py
 
-Real digits, put together: one to three of them in the corners of a picture of 16x16 pixels. An answer counts as right
-where all ten labels are. The test pictures are made of digits that are in no training picture.
+Real digits, one to three of them in the corners of a picture of 16x16 pixels. A prediction counts as correct if all ten
+labels are. The test pictures are made of digits that are in no training picture.
 
-Measured: all ten right of 96.17 % of 600 test pictures, in 57 s from start to end on two shared CPU cores.
+Measured: all ten labels correct in 96.17 % of 600 test pictures, in 57 s from start to end on two shared CPU cores.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ from resnet_jax import fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
-from resnet_jax.train.run import Result
+from resnet_jax.training.loop import TrainResult
 
 PICTURES = {"train": 3000, "test": 600}
 recipe = Recipe(
     model=Model(name="resnet20"),
     data=Data(mean=(0.15,), std=(0.3,)),
-    augment=Augment(pad=1),
+    augment=Augment(crop_padding=1),
     loss=Loss(name="multilabel", sum_classes=True),
     optimizer=Optimizer(lr=0.05),
     schedule=Schedule(name="cosine", warmup=2),
@@ -34,21 +34,21 @@ recipe = Recipe(
 
 
 def pictures(split: Source, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, uint8 (count, 16, 16), and which of the ten digits are in each, (count, 10) of 0 and 1."""
-    images, labels = to_arrays(split)
+    """Return pictures, (count, 16, 16) uint8, and which of the ten digits are in each, (count, 10) of 0 and 1."""
+    images, digit_of = to_arrays(split)
     random = np.random.default_rng(seed)
-    seen, there = np.zeros((count, 16, 16), np.uint8), np.zeros((count, 10), np.uint8)
-    for picture, answer in zip(seen, there, strict=True):
+    result, labels = np.zeros((count, 16, 16), np.uint8), np.zeros((count, 10), np.uint8)
+    for picture, label in zip(result, labels, strict=True):
         corners = random.permutation(4)[: random.integers(1, 4)]
         for corner, index in zip(corners, random.integers(0, len(images), len(corners)), strict=True):
             top, left = 8 * (corner // 2), 8 * (corner % 2)
             picture[top : top + 8, left : left + 8] = images[index, ..., 0]
-            answer[labels[index]] = 1
-    return seen, there
+            label[digit_of[index]] = 1
+    return result, labels
 
 
-def run(out: Path, **options: Any) -> Result:
-    """Trains on pictures of the training digits, and measures on pictures of the test digits."""
+def run(out: Path, **options: Any) -> TrainResult:
+    """Train on pictures of the training digits and evaluate on pictures of the test digits."""
     counts = enumerate(PICTURES.items())
     train, test = (pictures(digits(split, Path()), count, seed) for seed, (split, count) in counts)
     return fit(recipe, train, test, out, classes=tuple("0123456789"), **options)
@@ -57,8 +57,9 @@ def run(out: Path, **options: Any) -> Result:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/multilabel"))
-    line = script.last_line(run(parser.parse_args().out))
-    print(f"all ten right of {line['test_accuracy']:.2%} of the test pictures, {line['seconds']:.0f} s of training")
+    row = script.last_row(run(parser.parse_args().out))
+    correct, seconds = row["test/accuracy"], row["train_seconds"]
+    print(f"all ten labels correct in {correct:.2%} of the test pictures, {seconds:.0f} s of training")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Sources of images, the order in which a run reads them, and what is done to them on the device."""
+"""Image sources, the order in which a run reads them, and augmentation on the device."""

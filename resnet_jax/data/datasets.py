@@ -1,35 +1,49 @@
-"""The data sets, one line each in DATASETS; a split is "train" or "test"."""
+"""The data sets, one entry each in DATASETS; a split is "train" or "test"."""
 
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data.array_record import array_record
-from resnet_jax.data.batches import permutation
-from resnet_jax.data.cifar import cifar10, cifar100
-from resnet_jax.data.decode import Fit
-from resnet_jax.data.folder import image_folder, locate
+from resnet_jax.data.formats.array_record import array_record
+from resnet_jax.data.formats.cifar import cifar10, cifar100
+from resnet_jax.data.formats.folder import image_folder, resolve_root
+from resnet_jax.data.formats.tfds import tensorflow_datasets
+from resnet_jax.data.image import Preprocessing
+from resnet_jax.data.permutation import epoch_permutation
 from resnet_jax.data.source import Source, from_arrays, subset
-from resnet_jax.data.tfds import tensorflow_datasets
 from resnet_jax.errors import InputError, unknown
 
 SPLITS = ("train", "validation", "test")
 
 
 def digits(split: str, folder: Path) -> Source:
-    """1,797 scanned digits, 8x8 grey (Alpaydin and Kaynak 1998), on board.
+    """1,797 scanned digits, 8x8 grey (Alpaydin and Kaynak 1998), bundled.
 
-    A fifth of the images, drawn once and for all, is the test split (360), so writers are in both splits.
+    A fifth of the images (360), always the same, is the test split, so both splits share writers.
     """
+    table = _digits_table()
+    images = np.round(table[:, :-1].reshape(-1, 8, 8, 1) * (255 / 16)).astype(np.uint8)
+    order = epoch_permutation(0, 0, len(images))
+    part = np.sort(order[:360] if split == "test" else order[360:])
+    return from_arrays(images[part], table[part, -1].astype(int), [str(digit) for digit in range(10)])
+
+
+def _digits_table() -> np.ndarray:
+    """Return pixels 0 to 16 and the class of each digit, (1797, 65).
+
+    The file is read without scikit-learn, which takes seconds to import.
+    """
+    spec = find_spec("sklearn")
+    file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else Path()
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
-    order = permutation(0, 0, len(images))
-    part = np.sort(order[:360] if split == "test" else order[360:])
-    return from_arrays(images[part], data.target[part], [str(name) for name in data.target_names])
+    return np.column_stack([data.data, data.target])
 
 
 def synthetic(split: str, folder: Path) -> Source:
@@ -42,7 +56,9 @@ def synthetic(split: str, folder: Path) -> Source:
     return from_arrays(images, labels, [f"pattern {i}" for i in range(10)])
 
 
-DATASETS: dict[str, Callable[..., Source]] = {  # of (split, folder); after a colon, of (split, folder, path, fit)
+# Functions of (split, folder); if the name has a colon, of (split, folder, path, preprocessing). `resnet-jax list`
+# shows the first lines of their docstrings.
+DATASETS: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "cifar10": cifar10,
     "cifar100": cifar100,
@@ -58,57 +74,59 @@ _EXAMPLES = {
 }
 
 
-def open_split(name: str, split: str, folder: Path, validation: int = 0, fit: Fit = Fit()) -> Source:
-    """A split of a data set; `validation` training images, always the same ones, are held out as a split of their own.
+def open_split(
+    name: str, split: str, folder: Path, validation: int = 0, preprocessing: Preprocessing = Preprocessing()
+) -> Source:
+    """Open a split; `validation` training images, always the same ones, form the validation split.
 
-    `fit` brings images to one size. Raises InputError for unknown names, a `fit` where the data set does not take one,
-    and where more images are held out than there are.
+    `preprocessing` resizes images. Raises InputError if a name is unknown, the data set takes no preprocessing, or
+    `validation` leaves no training images.
     """
-    read = _reader(name, fit)
+    read = _reader(name, preprocessing)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
-    return hold_out(read("test" if split == "test" else "train", folder), split, validation, name)
+    return holdout_split(read("test" if split == "test" else "train", folder), split, validation, name)
 
 
-def hold_out(source: Source, split: str, validation: int, name: str) -> Source:
-    """The part of a source that is a split of its own: of the training images, those held out or the others."""
+def holdout_split(source: Source, split: str, validation: int, name: str) -> Source:
+    """Return a split: the test images, the held-out training images, or the other training images."""
     if split == "test" or (split == "train" and not validation):
         return source
     if not 0 < validation < source.size:
-        raise InputError(f"data.validation is {validation}; {name} has {source.size:,} training images")
-    order = permutation(0, 0, source.size)
+        raise InputError(f"data.num_validation is {validation}; {name} has {source.size:,} training images")
+    order = epoch_permutation(0, 0, source.size)
     return subset(source, np.sort(order[-validation:] if split == "validation" else order[:-validation]))
 
 
-def _reader(name: str, fit: Fit) -> Callable[[str, Path], Source]:
-    """The function of (split, folder) that a name stands for."""
+def _reader(name: str, preprocessing: Preprocessing) -> Callable[[str, Path], Source]:
+    """Return the function of (split, folder) for a name."""
     key, path = _key(name), name.partition(":")[2]
     if key:
         if not path:
             what = key.partition(":")[2]
             raise InputError(f"data set {name!r} needs a {what.lower()}; give {key}, such as {_EXAMPLES[key]}")
-        return partial(DATASETS[key], path=path, fit=fit)
+        return partial(DATASETS[key], path=path, preprocessing=preprocessing)
     if name == "arrays":
-        raise InputError("the data of this run were arrays in memory; evaluate it with the arrays at hand")
+        raise InputError("the data of this run were arrays in memory; evaluate it with the arrays: data=...")
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    if fit != Fit():
-        field, value = next((k, v) for k, v in fit._asdict().items() if v != getattr(Fit(), k))
+    if asked := preprocessing.geometry():
+        field, value = next(iter(asked.items()))
         raise InputError(f"data.{field} is {value}; {name} has images of one size, leave data.{field} out")
     return DATASETS[name]
 
 
-def takes_fit(name: str) -> bool:
-    """Whether a data set brings its images to a size that is asked for; others have one of their own."""
+def takes_preprocessing(name: str) -> bool:
+    """Return whether a data set resizes its images on request; others have a fixed size."""
     return bool(_key(name))
 
 
 def _key(name: str) -> str:
-    """The key of a data set that has a path or name of its own after a colon; empty for all others."""
+    """Return the key of a data set with a path or name after a colon; empty for all others."""
     kind = name.partition(":")[0]
     return next((key for key in DATASETS if key.startswith(f"{kind}:")), "")
 
 
 def found_in(name: str, folder: Path) -> Path:
-    """The folder that a data set is found in when it is looked for in `folder`."""
-    return locate(name.partition(":")[2], folder) if takes_fit(name) else folder
+    """Return the folder in which a data set is found if it is looked up in `folder`."""
+    return resolve_root(name.partition(":")[2], folder) if takes_preprocessing(name) else folder

@@ -1,4 +1,4 @@
-"""A source: random access to raw examples."""
+"""A source gives random access to raw examples."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,45 +10,52 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from resnet_jax.data.decode import Fit, decode, fitted
+from resnet_jax.data.image import Preprocessing, decode, resize_to
 from resnet_jax.errors import InputError
 
-# The axes of a sequence, an image and a video, by how many there are besides the channels
+# Axes of a sequence, an image and a video without channels, by their number
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("t", "h", "w")}
 
 
 class MissingSplitError(InputError):
-    """A data set that is there, but without this split."""
+    """Raised if a data set exists, but without this split."""
 
 
 class Example(NamedTuple):
-    """One image, and its label."""
+    """One image and its label."""
 
-    image: np.ndarray  # uint8 (h, w, c); in memory also a sequence (l, c) or video (t, h, w, c)
-    label: Any  # int, its class; or float32 (k,), where it has several outputs
+    image: np.ndarray
+    """uint8 (h, w, c); in memory also a sequence (l, c) or a video (t, h, w, c)."""
+    target: Any
+    """Class, int; or outputs, float32 (k,)."""
 
 
-class Encoded(NamedTuple):
-    """An example as it is kept, before it is decoded: a file, the bytes of one, or pixels (h, w, c)."""
+class RawExample(NamedTuple):
+    """A stored example, not decoded: a file, the bytes of one, or pixels (h, w, c)."""
 
     content: Path | bytes | np.ndarray
-    label: int
-    name: str  # of the image within its data set; may be empty
-    where: str  # for messages
-    channels: int = 3  # that it is decoded to
+    target: int
+    name: str
+    """Name of the image in its data set; may be empty."""
+    where: str
+    """Origin, for messages."""
+    channels: int = 3
+    """Number of channels after decoding."""
 
 
 class Source(NamedTuple):
-    """`size` examples of `classes`; `read(index)` for 0 <= index < size. Picklable, without open handles.
+    """`size` examples of `classes`, read by `read(index)` for 0 <= index < size; no open handles.
 
-    Where an example has several outputs, `classes` are their names.
+    It can be pickled. If an example has several outputs, `classes` are their names.
     """
 
     size: int
     classes: tuple[str, ...]
     read: Callable[[int], Example]
-    labels: np.ndarray | None = None  # (size,) or (size, k) of all examples, where they are known without reading
-    encoded: Callable[[int], Encoded] | None = None  # what `read` decodes, for what packs files without loss
+    labels: np.ndarray | None = None
+    """(size,) or (size, k) of all examples, if they are known without reading the images."""
+    raw: Callable[[int], RawExample] | None = None
+    """Function that returns the input of `read` before decoding, to pack files without loss."""
 
 
 def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
@@ -56,7 +63,7 @@ def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:
-    """A source over uint8 images (n, spatial..., c) and integer labels (n,), or outputs float32 (n, k)."""
+    """Return a source of uint8 images (n, spatial..., c) with int labels (n,) or float32 outputs (n, k)."""
     outputs = labels.ndim == 2 and labels.dtype == np.float32
     if images.dtype != np.uint8 or images.ndim < 3 or labels.shape[: 1 + (not outputs)] != images.shape[:1]:
         raise ValueError(
@@ -71,7 +78,7 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
 
 
 def require_labels(labels: np.ndarray | int, classes: int, where: str) -> None:
-    """Raises InputError, with `where`, for a label that stands for none of the classes."""
+    """Raise InputError, with `where`, for a label outside the classes."""
     values = np.asarray(labels)
     wrong = values[(values < 0) | (values >= classes)]
     if wrong.size:
@@ -79,7 +86,7 @@ def require_labels(labels: np.ndarray | int, classes: int, where: str) -> None:
 
 
 def require_outputs(labels: np.ndarray, outputs: int, where: str) -> None:
-    """Raises InputError, with `where`, for labels (n, k) of another k, or with a number that is none."""
+    """Raise InputError, with `where`, if labels (n, k) have another k or are not finite."""
     if labels.shape[1] != outputs:
         raise InputError(f"{where} have {labels.shape[1]} outputs each, expected {outputs}; name each of them once")
     wrong = np.argwhere(~np.isfinite(labels))
@@ -88,20 +95,24 @@ def require_outputs(labels: np.ndarray, outputs: int, where: str) -> None:
         raise InputError(f"{where}: that of example {row} is {labels[row, column]}; give finite numbers")
 
 
-def from_encoded(
-    size: int, classes: Sequence[str], encoded: Callable[[int], Encoded], fit: Fit, labels: np.ndarray | None = None
+def from_raw(
+    size: int,
+    classes: Sequence[str],
+    raw: Callable[[int], RawExample],
+    preprocessing: Preprocessing,
+    labels: np.ndarray | None = None,
 ) -> Source:
-    """A source that decodes `encoded(index)` and brings it to the size of `fit`."""
-    return Source(size, tuple(classes), partial(_decoded, encoded, fit), labels, encoded)
+    """Return a source that decodes `raw(index)` and resizes it as `preprocessing` says."""
+    return Source(size, tuple(classes), partial(_decoded, raw, preprocessing), labels, raw)
 
 
-def _decoded(encoded: Callable[[int], Encoded], fit: Fit, index: int) -> Example:
-    item = encoded(index)
-    return Example(fitted(pixels(item), fit), item.label)
+def _decoded(raw: Callable[[int], RawExample], preprocessing: Preprocessing, index: int) -> Example:
+    item = raw(index)
+    return Example(resize_to(pixels(item), preprocessing), item.target)
 
 
-def pixels(item: Encoded) -> np.ndarray:
-    """The image of an example, decoded: uint8 (h, w, c)."""
+def pixels(item: RawExample) -> np.ndarray:
+    """Return the decoded image of an example: uint8 (h, w, c)."""
     if isinstance(item.content, np.ndarray):
         return item.content
     return decode(item.content, item.channels, item.where)
@@ -114,14 +125,15 @@ def sources_from_arrays(
     *,
     spatial: int = 2,
 ) -> tuple[Source, Source]:
-    """The train and test splits of images and labels in memory, as Keras hands them out.
+    """Return sources of the train and test splits of images and labels in memory, as Keras returns them.
 
     Args:
-        train: images, uint8 (n, h, w) or (n, h, w, c), and labels: of one class an image integers, (n,) or (n, 1); of
-            k outputs an image numbers, (n, k), where one output, (n,) or (n, 1), is of floats.
-        test: likewise, of the same size.
+        train: images, uint8 (n, h, w) or (n, h, w, c), and labels. Classes are integers, (n,) or (n, 1); outputs are
+            numbers (n, k), and a single output is floats, (n,) or (n, 1).
+        test: likewise, with images of the same size.
         classes: names in the order of the labels or outputs; None is their numbers, up to the largest.
-        spatial: axes of an image; 1 is for sequences, (n, l) or (n, l, c), 3 for video, (n, t, h, w) and, at will, c.
+        spatial: number of axes of an image: 1 for sequences (n, l) or (n, l, c), 3 for videos (n, t, h, w) or
+            (n, t, h, w, c).
     """
     (x, y), (u, v) = _arrays("train", *train, spatial), _arrays("test", *test, spatial)
     if x.shape[1:] != u.shape[1:]:
@@ -137,7 +149,7 @@ def sources_from_arrays(
 
 
 def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (n, spatial..., c), and labels: integers (n,) or float32 (n, k)."""
+    """Return images (n, spatial..., c), and labels: integers (n,) or float32 (n, k)."""
     x, y = np.asarray(images), np.asarray(labels)
     if x.dtype != np.uint8:
         advice = "give uint8 pixels of 0 to 255 and leave scaling to data.mean and data.std"
@@ -156,7 +168,7 @@ def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> t
 
 
 def _unlike(split: str, outputs: ArrayLike, other: str) -> InputError:
-    """The error for labels of several outputs beside others that are classes."""
+    """Return the error if one split has outputs as labels and the other has classes."""
     labels = np.asarray(outputs)
     what = f"are {labels.dtype}; give integers from 0"
     if labels.dtype.kind != "f":
@@ -168,29 +180,31 @@ def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
 
 
-def require_one_size(source: Source, where: Path, fit: Fit) -> None:
-    """Raises InputError where images are left alone but differ in size.
+def require_one_size(source: Source, where: Path, preprocessing: Preprocessing) -> None:
+    """Raise InputError if images are not resized but differ in size.
 
-    Looks at 64 images from first to last, which is quick and finds most mixtures before a run begins.
+    It reads 64 images from first to last, which is quick and finds most mixtures before a run begins.
     """
-    if fit.size is not None:
+    if preprocessing.image_size is not None:
         return
-    if fit != Fit():
-        raise InputError("data.crop and data.interpolation need data.size; give the height and width in pixels")
+    if preprocessing.geometry():
+        raise InputError(
+            "data.crop_pct and data.interpolation need data.image_size; give the height and width in pixels"
+        )
     try:
-        to_arrays(subset(source, spread(source.size)))
+        to_arrays(subset(source, probe_indices(source.size)))
     except InputError as error:
         raise InputError(str(error) if str(where) in str(error) else f"{where}: {error}") from error
 
 
-def spread(size: int) -> np.ndarray:
-    """Up to 64 indices from 0 to size - 1."""
+def probe_indices(size: int) -> np.ndarray:
+    """Return up to 64 evenly spaced indices from 0 to size - 1."""
     return np.unique(np.linspace(0, size - 1, 64).astype(int))
 
 
-def as_label(label: int | np.ndarray) -> np.ndarray:
-    """A class as int32 (), outputs as float32 (k,)."""
-    return np.asarray(label, np.float32 if np.ndim(label) else np.int32)
+def as_target(target: int | np.ndarray) -> np.ndarray:
+    """Return a class as int32 (), outputs as float32 (k,)."""
+    return np.asarray(target, np.float32 if np.ndim(target) else np.int32)
 
 
 def _indirect(read: Callable[[int], Example], indices: np.ndarray, index: int) -> Example:
@@ -198,32 +212,41 @@ def _indirect(read: Callable[[int], Example], indices: np.ndarray, index: int) -
 
 
 def subset(source: Source, indices: np.ndarray) -> Source:
-    """The examples at these indices, in this order."""
+    """Return the examples at these indices, in this order."""
     labels = None if source.labels is None else source.labels[indices]
     return Source(len(indices), source.classes, partial(_indirect, source.read, indices), labels)
 
 
 def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """All examples, of one size and small enough: uint8 images (n, h, w, c) and int32 labels (n,) or float32 (n, k).
+    """Return all examples: uint8 images (n, h, w, c) and int32 labels (n,) or float32 (n, k).
 
-    Read by a thread a core, for Pillow decodes outside the interpreter's lock. Raises InputError where sizes differ.
+    Threads read them, one per core, since Pillow decodes outside the interpreter lock. Raises InputError if sizes
+    differ.
     """
     first = source.read(0)
-    shape, label = first.image.shape, as_label(first.label)
+    shape, label = first.image.shape, as_target(first.target)
     images, labels = np.empty((source.size, *shape), np.uint8), np.empty((source.size, *label.shape), label.dtype)
-    threads = os.cpu_count() or 1
-    rows = max(1, min(256, source.size // (8 * threads)))  # a task: little overhead, and an error is soon raised
+    threads = default_threads()
+    # Rows per task: little overhead, and an error is raised soon
+    rows = max(1, min(256, source.size // (8 * threads)))
 
     def fill(start: int) -> None:
         part = slice(start, start + rows)
         examples = [source.read(index) for index in range(source.size)[part]]
         for other in {e.image.shape for e in examples} - {shape}:
             sizes = " and ".join(_by(s[:-1]) for s in (shape, other))
-            raise InputError(f"images of {sizes} pixels; set data.size to bring all to one size")
+            raise InputError(f"images of {sizes} pixels; set data.image_size to bring all to one size")
         np.stack([e.image for e in examples], out=images[part])
-        labels[part] = [e.label for e in examples]
+        labels[part] = [e.target for e in examples]
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(fill, range(0, source.size, rows)):  # raises the first error, in the order of the examples
+        # Raises the first error, in the order of the examples
+        for _ in pool.map(fill, range(0, source.size, rows)):
             pass
     return images, labels
+
+
+def default_threads() -> int:
+    """Return the number of cores that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Recipes from Python files and from JSON, and to JSON."""
+"""Read recipes from Python files, run directories and JSON, and write them as JSON."""
 
 import dataclasses
 import importlib.util
@@ -9,22 +9,53 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resnet_jax.errors import InputError, first_line, unknown
-from resnet_jax.recipe.fields import Recipe
+from resnet_jax.recipe.fields import NetworkFields, Recipe
 
 
-def load_recipe(path: Path) -> Recipe:
-    """The `recipe` that a Python file defines, or that a run directory or its recipe.json holds.
+def load_recipe(path: Path | str, *, network: str | None = None) -> Recipe:
+    """Return the `recipe` that a Python file defines, or that a run directory or its recipe.json holds.
 
-    Raises InputError where there is none. A Python file is executed: load only what you would run.
+    A Python file is executed: load only what you would run.
+
+    Args:
+        path: a Python file, a run directory or a JSON file.
+        network: name of the network of your own, `package.module:network`, that a run directory or JSON file may name.
+            Data files never import anything by themselves.
+
+    Raises:
+        InputError: There is no recipe, or it names a network of your own and `network` does not.
+
+    Example:
+        >>> load_recipe("experiments/cifar10/resnet20.py").model.name  # doctest: +SKIP
+        'resnet20'
     """
+    path = Path(path)
     path = path / "recipe.json" if path.is_dir() else path
     if not path.is_file():
         raise InputError(f"{path}: no such recipe; give a Python file or a run directory")
     if path.suffix == ".json":
-        try:
-            return from_json(path.read_text(), str(path))
-        except UnicodeDecodeError as error:
-            raise InputError(f"{path}: damaged, it is not text") from error
+        return _read_json(path, network)
+    recipe = getattr(_execute(path), "recipe", None)
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"{path}: defines no `recipe = Recipe(...)`")
+    return recipe
+
+
+def _read_json(path: Path, network: str | None) -> Recipe:
+    try:
+        recipe = from_json(path.read_text(), str(path))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: damaged, it is not text") from error
+    name = recipe.model.name
+    if ":" in name and name != network:
+        raise InputError(
+            f"{path}: its network is {name}, which is imported only if you name it: --model.name {name} to train,"
+            f" --network {name} for the other commands"
+        )
+    return recipe
+
+
+def _execute(path: Path) -> types.ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
         raise InputError(f"{path}: not a recipe; give a Python file or a run directory")
@@ -35,18 +66,19 @@ def load_recipe(path: Path) -> Recipe:
         raise
     except Exception as error:
         raise InputError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
-    recipe = getattr(module, "recipe", None)
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"{path}: defines no `recipe = Recipe(...)`")
-    return recipe
+    return module
 
 
 def to_json(recipe: Recipe) -> str:
-    return json.dumps(dataclasses.asdict(recipe), indent=2) + "\n"
+    """Return a recipe as JSON text, with `model.fields` as an object."""
+    values = dataclasses.asdict(recipe)
+    if isinstance(values["model"], dict) and isinstance(values["model"]["fields"], tuple):
+        values["model"]["fields"] = dict(values["model"]["fields"])
+    return json.dumps(values, indent=2) + "\n"
 
 
 def from_json(text: str, where: str = "recipe.json") -> Recipe:
-    """The recipe that `to_json` wrote; raises InputError that names the file and the field."""
+    """Return the recipe that `to_json` wrote; raise InputError that names the file and the field."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -67,6 +99,10 @@ def _build(kind: type, values: Any, where: str, prefix: str) -> Any:
 def _value(kind: Any, value: Any, where: str, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where, f"{name}.")
+    if kind == NetworkFields:
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: {name} is {value!r}, not a table of fields of the network")
+        return value
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(kind, value):
         raise InputError(f"{where}: {name} is {value!r}, which is not of type {kind}")
@@ -74,7 +110,7 @@ def _value(kind: Any, value: Any, where: str, name: str) -> Any:
 
 
 def _fits(kind: Any, value: Any) -> bool:
-    """Whether a JSON value is of the annotated type: a plain type, a Literal, a union or a tuple[X, ...]."""
+    """Return whether a JSON value is of the annotated type: a plain type, a Literal, a union or a tuple[X, ...]."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return value in args

@@ -1,4 +1,4 @@
-"""A report of runs: one page with curves, results, recipes and mistakes."""
+"""A report on runs: one page with curves, results, recipes and mistakes."""
 
 from resnet_jax.report.make import Report, make_report
 

@@ -1,4 +1,4 @@
-"""Where runs were made: versions, devices and commits, as each run notes them when it starts."""
+"""Environments of runs: versions, devices and commits, which each run records when it starts."""
 
 import shlex
 from collections import Counter
@@ -10,14 +10,14 @@ from resnet_jax.report.runs import Run
 
 
 class Environment(NamedTuple):
-    """The same for some runs."""
+    """The environment of one or more runs."""
 
     runs: tuple[str, ...]
     facts: dict[str, str]
 
 
 def hardware(run: Run) -> str:
-    """The devices of the last start."""
+    """Return the devices of the last start, such as "8 x TPU v4"."""
     kinds = run.starts[-1].get("devices") if run.starts else None
     if not isinstance(kinds, list) or not kinds:
         return "unknown"
@@ -25,7 +25,7 @@ def hardware(run: Run) -> str:
 
 
 def environments(runs: Sequence[Run]) -> list[Environment]:
-    """The environments of the last start of each run, those that are alike as one."""
+    """Return the distinct environments of the last starts, each with the names of its runs."""
     found: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in runs:
         if run.starts:
@@ -52,7 +52,7 @@ def _written(value: Any) -> str:
 
 
 def _pasted(program: str) -> str:
-    """What is typed to start a program: not the path of one that is installed, nor of a module of this package."""
+    """Return a program as a user types it: without the path of an installed one."""
     path = Path(program)
     if path.parts[-2:] == ("resnet_jax", "__main__.py"):
         return "python -m resnet_jax"
@@ -62,7 +62,7 @@ def _pasted(program: str) -> str:
 
 
 def commands(runs: Sequence[Run]) -> list[str]:
-    """How each run was started, and gone on with."""
+    """Return the commands that started and resumed each run."""
     lines = []
     for run in runs:
         for start in run.starts:

@@ -1,6 +1,6 @@
-"""The pictures of a report, as PNG and as SVG that follows the light or dark colours of its reader.
+"""The pictures of a report, as PNG and as SVG that follows the light or dark mode of its reader.
 
-A variant has the same colour in all of them.
+A recipe has the same colour in all of them.
 """
 
 import io
@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.curves import INK, MUTED, Curve, as_written, draw_panel, plain_log_scale
-from resnet_jax.report.answers import Answers, confusion
-from resnet_jax.report.results import course_of, final, headline, over
-from resnet_jax.report.runs import Variant
+from resnet_jax.report.curves import (
+    INK,
+    MUTED,
+    Curve,
+    as_written,
+    draw_panel,
+    plain_log_scale,
+    quantity_of,
+    values_in,
+)
+from resnet_jax.report.predictions import Predictions, confusion
+from resnet_jax.report.results import aggregate, final_value, headline, series_of
+from resnet_jax.report.runs import RecipeGroup
+from resnet_jax.tasks.metrics import display_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by people who see colours differently (after Okabe and Ito 2008), on white: 3 to 1 or more
+# Distinct for colour-blind people (after Okabe and Ito 2008); contrast to white is 3 to 1 or more
 COLORS = ("#0072b2", "#d55e00", "#00875f", "#a8508a", "#8a6d00", "#4d4d4d")
 DARK = dict(
     zip(
@@ -30,83 +40,93 @@ DARK = dict(
         strict=True,
     )
 )
-MARKERS = ("o", "s", "^", "D", "v")  # the next one when all colours are used
-NAMED = 20  # classes whose names fit beside a confusion matrix
-DRAWN = 200  # classes whose confusion fits a picture
+# The next marker is taken when all colours are used
+MARKERS = ("o", "s", "^", "D", "v")
+# Maximum number of classes whose names fit beside a confusion matrix
+NAMED = 20
+# Maximum number of classes whose confusion matrix is drawn
+DRAWN = 200
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-_SIZE = (5.4, 3.5)  # inches
-_NARROW = (4.0, 2.7)  # where three are side by side
+# Inches
+_SIZE = (5.4, 3.5)
+# Inches, for three panels side by side
+_NARROW = (4.0, 2.7)
 _DPI = 160
-_TOLD = 6  # curves, up to which a legend has the dashed ones too
+# Up to this number of curves, a legend names the dashed ones too
+_TOLD = 6
 
 
 class Picture(NamedTuple):
     """A figure of a report."""
 
-    name: str  # of its file
-    alt: str  # for those who do not see it
-    draw: Callable[[bool], "Figure"]  # with a legend or without
+    name: str  # stem of its file
+    alt: str  # alternative text
+    draw: Callable[[bool], "Figure"]  # (whether to draw a legend) -> figure
 
 
 class Panel(NamedTuple):
-    """A quantity of the lines of metrics."""
+    """A quantity in the rows of metrics, and its axis."""
 
     name: str
     title: str
     y: str
-    held: str  # field; SPLIT stands for the held split
-    train: str | None = None  # field that belongs to it
-    of: Callable[[np.ndarray], np.ndarray] = np.asarray  # what is drawn of the field
-    top: float | None = 0.0  # of a linear axis from 0, at least; None for a logarithmic one
+    held: str  # key; SPLIT stands for the evaluation split
+    train: str | None = None  # key of the same value on training images
+    of: Callable[[np.ndarray], np.ndarray] = np.asarray  # value -> what is drawn
+    top: float | None = 0.0  # minimal upper end of a linear axis; None is a logarithmic axis
     size: tuple[float, float] = _NARROW  # inches
-
-
-def _error(accuracy: np.ndarray) -> np.ndarray:
-    return 100 * (1 - accuracy)
 
 
 def _percent(share: np.ndarray) -> np.ndarray:
     return 100 * share
 
 
-QUALITY = (
-    Panel("loss", "Loss", "loss", "SPLIT_loss", "train_loss", top=None, size=_SIZE),
-    Panel("error", "Error", "error (%)", "SPLIT_accuracy", "train_accuracy", _error, top=None, size=_SIZE),
-)
+def quality_panels(groups: Sequence[RecipeGroup]) -> list[Panel]:
+    """Return a panel per metric value of any run; losses and errors on a logarithmic scale."""
+    names = dict.fromkeys(name for group in groups for run in group.counted for name in values_in(run.rows[-1]))
+    panels = []
+    for quantity in map(quantity_of, names):
+        name = display_of(quantity.name).complement or quantity.name
+        top = None if quantity.name == "loss" or display_of(quantity.name).complement else 0.0
+        held, train = f"SPLIT/{quantity.name}", f"train/{quantity.name}"
+        file = re.sub(r"[^\w.-]+", "-", name)
+        panels.append(Panel(file, quantity.title, quantity.unit, held, train, quantity.transform, top, _SIZE))
+    return panels
+
+
 SPEED = (
     Panel("rate", "Learning rate", "learning rate", "lr"),
     Panel("speed", "Speed", "images/s", "images_per_second"),
-    Panel("waiting", "Waiting for data", "% of the time", "data_wait", of=_percent, top=10.0),
+    Panel("waiting", "Waiting for data", "% of the time", "data_wait_fraction", of=_percent, top=10.0),
 )
-NAMES = (*(panel.name for panel in (*QUALITY, *SPEED)), "final", "confusion", "mistakes")
 
 
 def color_of(place: int) -> str:
-    """Of the variant at a place."""
+    """Return the colour of a recipe by its position."""
     return COLORS[place % len(COLORS)]
 
 
 def marker_of(place: int) -> str:
-    """Of the variant at a place: another one as soon as colours occur again."""
+    """Return the marker of a recipe by its position; it changes when colours repeat."""
     return MARKERS[place // len(COLORS) % len(MARKERS)]
 
 
-def in_epochs(variants: Sequence[Variant]) -> bool:
-    """Whether time is told in epochs, or in steps, as where there are too few epochs."""
-    ends = [run.lines[-1]["epoch"] for variant in variants for run in variant.counted]
+def in_epochs(variants: Sequence[RecipeGroup]) -> bool:
+    """Return whether the x axis is in epochs; in steps if there are fewer than two epochs."""
+    ends = [run.rows[-1]["epoch"] for variant in variants for run in variant.counted]
     return bool(ends) and max(ends) >= 2
 
 
-def curves_of(panel: Panel, variants: Sequence[Variant]) -> list[Curve]:
-    """Of each variant: the training images dashed, the held split, and its averages in place of it where it has some.
+def curves_of(panel: Panel, variants: Sequence[RecipeGroup]) -> list[Curve]:
+    """Return the curves of each recipe: training images dashed, the evaluation split solid.
 
-    The mean over the seeds, in a band from the lowest to the highest.
+    The solid curve is of the EMA if it is kept. A curve is the mean over the seeds, in a band from lowest to highest.
     """
     epochs, curves = in_epochs(variants), []
     for place, variant in enumerate(variants):
-        averages = course_of(variant.counted, f"ema_{panel.held}")
-        train = course_of(variant.counted, panel.train) if panel.train else None
-        for course, dashed in ((train, True), (averages or course_of(variant.counted, panel.held), False)):
+        averages = series_of(variant.counted, f"ema/{panel.held}")
+        train = series_of(variant.counted, panel.train) if panel.train else None
+        for course, dashed in ((train, True), (averages or series_of(variant.counted, panel.held), False)):
             if course is None:
                 continue
             x, y = course.epoch if epochs else course.step, panel.of(course.values)
@@ -117,14 +137,11 @@ def curves_of(panel: Panel, variants: Sequence[Variant]) -> list[Curve]:
     return curves
 
 
-def pictures(panels: Sequence[Panel], variants: Sequence[Variant]) -> list[Picture]:
-    """Those of these quantities that the runs have."""
+def pictures(panels: Sequence[Panel], variants: Sequence[RecipeGroup]) -> list[Picture]:
+    """Return a picture for each panel of which the runs have values."""
     found = []
-    nats = not any(variant.runs[0].recipe.loss.name == "mean_squared_error" for variant in variants)
     for panel in panels:
         curves = curves_of(panel, variants)
-        if panel.name == "loss" and nats:
-            panel = panel._replace(y="loss (nats)")
         if curves:
             when = "epoch" if in_epochs(variants) else "step"
             lasts = "; ".join(f"{c.label} ends at {c.mean[-1]:.4g}" for c in curves)
@@ -138,7 +155,7 @@ def _draw_panel(panel: Panel, curves: Sequence[Curve], when: str, legend: bool) 
     draw_panel(axes, curves, title=panel.title, y=panel.y, x=when)
     if panel.top is None:
         plain_log_scale(axes, curves)
-    else:
+    elif min(float(curve.low.min()) for curve in curves) >= 0:
         axes.set_ylim(0, max(panel.top, 1.15 * max(float(curve.high.max()) for curve in curves)) or 1)
     if legend:
         few = len(curves) <= _TOLD
@@ -148,15 +165,16 @@ def _draw_panel(panel: Panel, curves: Sequence[Curve], when: str, legend: bool) 
     return figure
 
 
-def final_picture(variants: Sequence[Variant]) -> Picture | None:
-    """Where the runs end, a dot each; None where there is nothing to compare."""
-    ends = [(place, variant, over(variant, final(headline(variant)))) for place, variant in enumerate(variants)]
-    known = [(place, variant, end) for place, variant, end in ends if end is not None]
-    errors = all(headline(variant).endswith("accuracy") for _, variant, _ in known)
-    if len(known) < 2 or len({headline(variant).endswith("accuracy") for _, variant, _ in known}) > 1:
+def final_picture(groups: Sequence[RecipeGroup]) -> Picture | None:
+    """Return a picture with a dot per run at its final value; None if there is nothing to compare."""
+    ends = [(place, group, aggregate(group, final_value(headline(group)))) for place, group in enumerate(groups)]
+    known = [(place, group, end) for place, group, end in ends if end is not None]
+    values = {headline(group).rpartition("/")[2] for _, group, _ in known}
+    if len(known) < 2 or len(values) > 1:
         return None
-    rows = [(place, v.label, [100 * (1 - x) for x in e.values] if errors else list(e.values)) for place, v, e in known]
-    what = "final error (%)" if errors else "final loss"
+    quantity = quantity_of(values.pop())
+    rows = [(place, g.label, [float(x) for x in quantity.transform(np.array(e.values))]) for place, g, e in known]
+    what = f"final {quantity.unit}"
     alt = f"The {what} of each run: " + "; ".join(f"{n} {', '.join(f'{x:.4g}' for x in xs)}" for _, n, xs in rows)
     return Picture("final", alt + ".", partial(_draw_final, rows, what))
 
@@ -180,8 +198,8 @@ def _draw_final(rows: list[tuple[int, str, list[float]]], what: str, legend: boo
     return figure
 
 
-def confusion_picture(answers: Sequence[tuple[str, Answers]]) -> Picture | None:
-    """The confusion matrices of variants, side by side, where they are not too large."""
+def confusion_picture(answers: Sequence[tuple[str, Predictions]]) -> Picture | None:
+    """Return the confusion matrices with at most 200 classes, side by side; None if there are none."""
     small = [(label, one) for label, one in answers if len(one.source.classes) <= DRAWN]
     return (
         Picture("confusion", "How often each class is taken for each.", partial(_draw_confusion, small))
@@ -190,7 +208,7 @@ def confusion_picture(answers: Sequence[tuple[str, Answers]]) -> Picture | None:
     )
 
 
-def _draw_confusion(answers: Sequence[tuple[str, Answers]], legend: bool) -> "Figure":
+def _draw_confusion(answers: Sequence[tuple[str, Predictions]], legend: bool) -> "Figure":
     classes = [len(one.source.classes) for _, one in answers]
     side, columns = 2.2 + 0.3 * min(NAMED, max(classes)), min(3, len(answers))
     rows = -(-len(answers) // columns)
@@ -205,9 +223,9 @@ def _draw_confusion(answers: Sequence[tuple[str, Answers]], legend: bool) -> "Fi
 
 
 def strengths(matrix: np.ndarray) -> np.ndarray:
-    """How strong the colours of a confusion matrix (k, k) are, 0 to 1, by the shares of the images of a class.
+    """Return the opacity 0 to 1, (k, k), of the cells of a confusion matrix, by fraction of the row.
 
-    Of the few wrong answers it is by the root, for they are what one looks for.
+    Wrong predictions are few but matter most, so their opacity grows with the square root.
     """
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     wrong = np.where(matrix > 0, 0.2 + 0.45 * np.sqrt(share), 0.0)
@@ -215,7 +233,7 @@ def strengths(matrix: np.ndarray) -> np.ndarray:
 
 
 def draw_confusion(axes: "Axes", matrix: np.ndarray, classes: Sequence[str]) -> None:
-    """Right answers in blue, wrong ones in orange, with their numbers and the names of few classes."""
+    """Draw a confusion matrix (k, k): correct in blue, wrong in orange, with names and counts if k <= 20."""
     cells = np.empty((*matrix.shape, 4))
     cells[..., :3] = _rgb(COLORS[1])
     cells[np.diag_indices(len(matrix))] = (*_rgb(COLORS[0]), 0.0)
@@ -245,7 +263,7 @@ def _figure(size: tuple[float, float]) -> "tuple[Figure, Axes]":
 
 
 def _figures(size: tuple[float, float], rows: int, columns: int) -> "tuple[Figure, list[Axes]]":
-    """A figure that belongs to no window, and its axes."""
+    """Return a figure without a window, and its axes."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
@@ -253,12 +271,12 @@ def _figures(size: tuple[float, float], rows: int, columns: int) -> "tuple[Figur
 
 
 def as_png(picture: Picture) -> bytes:
-    """With a legend, on white."""
+    """Return a picture as PNG with a legend, on white."""
     return _saved(picture.draw(True), format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
 
 
 def as_svg(picture: Picture) -> str:
-    """Without a legend, on nothing, in the reader's fonts; dark where the reader has it so."""
+    """Return a picture as SVG without a legend: transparent, in the reader's fonts and colour scheme."""
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     text = _saved(picture.draw(False), format="svg", transparent=True, metadata=nothing).decode()
     text = text[text.index("<svg") :]
@@ -275,6 +293,7 @@ def _saved(figure: "Figure", **options: Any) -> bytes:
 
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "resnet-jax"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a class name in another script
+        # Class names in other scripts
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(file, **options)
     return file.getvalue()

@@ -1,89 +1,101 @@
-"""A report of runs: read, measured, drawn, and only then written."""
+"""Make a report on runs: read, measure and draw everything before anything is written."""
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from resnet_jax.errors import InputError
-from resnet_jax.report.answers import Answers, answers_of, mistakes
+from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.report.events import event_files
-from resnet_jax.report.figures import NAMES, QUALITY, SPEED, as_png, confusion_picture, final_picture, pictures
+from resnet_jax.report.figures import SPEED, as_png, confusion_picture, final_picture, pictures, quality_panels
 from resnet_jax.report.page import GENERATOR, Contents, make_page
-from resnet_jax.report.runs import Variant, notes_on, read_runs, variants_of
-from resnet_jax.sheet import can_show, draw_sheet
-from resnet_jax.train.habits import Feeding
+from resnet_jax.report.predictions import Predictions, collect_predictions, mistakes
+from resnet_jax.report.runs import RecipeGroup, group_runs, notes_on, read_runs
+from resnet_jax.report.sheet import can_show, draw_sheet
 
 PAGE = "index.html"
 
 
 class Report(NamedTuple):
-    """What was made."""
+    """The result of `make_report`."""
 
     page: Path
-    variants: list[Variant]
-    notes: list[str]  # what a reader of the numbers has to know
+    variants: list[RecipeGroup]
+    notes: list[str]  # remarks on the numbers, such as unfinished runs
 
 
 def make_report(
-    runs: Sequence[Path],
-    out: Path | None = None,
+    runs: Sequence[Path | str],
+    out: Path | str | None = None,
     *,
     answers: bool = True,
     tensorboard: bool = False,
     data_dir: Path | None = None,
     devices: int | None = None,
-    feeding: Feeding = Feeding(),
+    loading: DataLoading = DataLoading(),
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Writes one page about runs, which needs nothing beside it, and its pictures as PNG.
+    """Write one self-contained page about runs, and its pictures as PNG.
+
+    A run that cannot be evaluated, because data or checkpoint are missing, is left out, and a note says why.
 
     Args:
-        runs: run directories, finished or not; those that differ in their seeds alone are taken together.
-        out: where to; None is RUN/report or, of several runs, report.
+        runs: run directories, finished or not; runs that differ only in the seed are averaged.
+        out: directory to write; None is RUN/report, or report/ for several runs.
         answers: whether to evaluate the networks, for confusion matrix and mistakes.
         tensorboard: whether to write event files too, in OUT/tensorboard.
-        data_dir: where data sets are looked for; None is where each run found its own.
-        devices: how many to use; None is all.
-        feeding: how data gets to the devices.
-        say: is told, a line each, what takes time.
+        data_dir: folder of the data sets; None is that of each run.
+        devices: number of devices; None is all.
+        loading: how data reaches the devices.
+        say: called with a line before each slow part.
 
-    What cannot be evaluated, because data or checkpoint are gone, is left out, and the page says why. Raises InputError
-    where a directory is no run, where none has metrics, or where `out` holds something else, having written nothing.
+    Raises:
+        InputError: A directory is not a run, no run has metrics, or `out` holds something else. Nothing was written.
+
+    Example:
+        >>> from resnet_jax import make_report
+        >>> make_report([Path("runs/digits")]).page  # doctest: +SKIP
+        PosixPath('runs/digits/report/index.html')
     """
-    read = read_runs(runs)
-    if not any(run.lines for run in read):
+    paths = [Path(run) for run in runs]
+    read = read_runs(paths)
+    if not any(run.rows for run in read):
         raise InputError(f"{', '.join(run.name for run in read)}: no metrics yet; a report needs an epoch or more")
-    out = out or (read[0].path / "report" if len(read) == 1 else Path("report"))
+    out = Path(out) if out else (read[0].path / "report" if len(read) == 1 else Path("report"))
     require_free(out)
     events = event_files(read) if tensorboard else {}
-    variants = variants_of(read)
-    notes = notes_on(runs, variants)
-    found: list[Answers | None] = []
+    variants = group_runs(read)
+    notes = notes_on(paths, variants)
+    found: list[Predictions | None] = []
     for variant in variants:
         if answers:
             say(f"evaluating {variant.label} on its {variant.split} split")
-        one, why = answers_of(variant, data_dir=data_dir, devices=devices, feeding=feeding) if answers else (None, [])
+        one, why = (
+            collect_predictions(variant, data_dir=data_dir, devices=devices, loading=loading) if answers else (None, [])
+        )
         found.append(one)
         notes += why
-    files = {**png_files(variants, found), **events, PAGE: make_page(Contents(variants, found, notes))}
-    write_all(out, files)
+    pngs = png_files(variants, found)
+    page = make_page(Contents(variants, found, notes, tuple(pngs)))
+    write_all(out, {**pngs, **events, PAGE: page})
     return Report(out / PAGE, variants, notes)
 
 
-def png_files(variants: Sequence[Variant], answers: Sequence[Answers | None]) -> dict[str, bytes]:
-    """The pictures, by the names of their files."""
+def png_files(variants: Sequence[RecipeGroup], answers: Sequence[Predictions | None]) -> dict[str, bytes]:
+    """Return the pictures by file name."""
     known = [(variant.label, one) for variant, one in zip(variants, answers, strict=True) if one is not None]
-    some = [*pictures((*QUALITY, *SPEED), variants), final_picture(variants), confusion_picture(known)]
+    some = [*pictures((*quality_panels(variants), *SPEED), variants), final_picture(variants), confusion_picture(known)]
     files = {f"{picture.name}.png": as_png(picture) for picture in some if picture is not None}
     sheet = mistakes_png([one for _, one in known])
     return files | ({"mistakes.png": sheet} if sheet else {})
 
 
-def mistakes_png(answers: Sequence[Answers]) -> bytes | None:
-    """The most confident mistakes of all variants, one after the other; None where there is none to be seen."""
+def mistakes_png(answers: Sequence[Predictions]) -> bytes | None:
+    """Return a PNG of the most confident mistakes of all recipes; None if there are none to show."""
     images, captions = [], []
     for one in answers:
         classes = one.source.classes
@@ -100,25 +112,35 @@ def mistakes_png(answers: Sequence[Answers]) -> bytes | None:
 
 
 def require_free(out: Path) -> None:
-    """Raises InputError where a directory holds anything but an earlier report."""
+    """Raise InputError if a directory holds anything but an earlier report."""
     if not out.exists():
         return
     if not out.is_dir():
         raise InputError(f"{out}: is a file; choose another --out")
-    page = out / PAGE
-    ours = page.is_file() and f'content="{GENERATOR}"' in page.read_text(errors="replace")[:2000]
-    if not ours and any(out.iterdir()):
+    if f'content="{GENERATOR}"' not in _head_of(out) and any(out.iterdir()):
         raise InputError(f"{out}: holds something else than a report; choose another --out")
 
 
+def _head_of(out: Path) -> str:
+    """Return the beginning of the page in a directory; empty if there is no page."""
+    page = out / PAGE
+    return page.read_text(errors="replace")[:5000] if page.is_file() else ""
+
+
+def pictures_in(out: Path) -> list[str]:
+    """Return the names of the pictures that the page in a directory lists as its own."""
+    found = re.search(r'<meta name="pictures" content="([\w. -]*)">', _head_of(out))
+    return [name for name in found[1].split() if name.endswith(".png")] if found else []
+
+
 def write_all(out: Path, files: dict[str, bytes]) -> None:
-    """Writes each file all or not at all, the page last, and removes what an earlier report has left."""
+    """Write each file atomically, the page last, and remove files of an earlier report."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(out / "tensorboard", ignore_errors=True)
-        for name in NAMES:
-            if f"{name}.png" not in files:
-                (out / f"{name}.png").unlink(missing_ok=True)
+        for name in pictures_in(out):
+            if name not in files:
+                (out / name).unlink(missing_ok=True)
         for name, content in files.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The page of a report: a pure function of what was read and measured, from its title to its last line."""
+"""The page of a report: a pure function of what was read and measured."""
 
 from collections.abc import Sequence
 from importlib import metadata
@@ -6,28 +6,29 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
-from resnet_jax.report.answers import Answers
+from resnet_jax.report.confusion_page import answered
 from resnet_jax.report.environment import commands, environments
-from resnet_jax.report.figures import QUALITY, SPEED, Picture, pictures
-from resnet_jax.report.mistaken import answered
+from resnet_jax.report.figures import SPEED, Picture, pictures, quality_panels
 from resnet_jax.report.nodes import Child, node, render, shown, table
-from resnet_jax.report.numbers import answer, each_run, held_of, named, results, times
-from resnet_jax.report.results import keeps_averages
-from resnet_jax.report.runs import Variant, described, differing, written
+from resnet_jax.report.predictions import Predictions
+from resnet_jax.report.results import keeps_ema
+from resnet_jax.report.runs import RecipeGroup, differing_fields, format_value, recipe_fields
+from resnet_jax.report.tables import each_run, headline_card, held_of, named, results, times
 
 GENERATOR = "resnet-jax report"
 
 
 class Contents(NamedTuple):
-    """All that a page shows."""
+    """The contents of a page."""
 
-    variants: Sequence[Variant]
-    answers: Sequence[Answers | None]  # of each variant
+    variants: Sequence[RecipeGroup]
+    answers: Sequence[Predictions | None]  # one per variant
     notes: Sequence[str]
+    pictures: Sequence[str] = ()  # names of the files beside the page
 
 
 def make_page(contents: Contents) -> bytes:
-    """The whole page, in UTF-8, with everything that it shows inside."""
+    """Return the whole self-contained page, in UTF-8."""
     variants, title = contents.variants, title_of(contents.variants)
     several = len(variants) > 1
     head = node(
@@ -35,6 +36,7 @@ def make_page(contents: Contents) -> bytes:
         node("meta", charset="utf-8"),
         node("meta", name="viewport", content="width=device-width, initial-scale=1"),
         node("meta", name="generator", content=GENERATOR),
+        node("meta", name="pictures", content=" ".join(contents.pictures)),
         node("meta", name="color-scheme", content="light dark"),
         node("title", title),
         node("link", rel="icon", href="data:,"),
@@ -42,7 +44,7 @@ def make_page(contents: Contents) -> bytes:
     )
     main = node(
         "main",
-        None if several else answer(variants[0]),
+        None if several else headline_card(variants[0]),
         node("ul", [node("li", note) for note in contents.notes], class_="notes") if contents.notes else None,
         results(variants),
         differences(variants) if several else None,
@@ -59,8 +61,8 @@ def make_page(contents: Contents) -> bytes:
     return render(node("html", head, node("body", header, main, footer), lang="en"))
 
 
-def title_of(variants: Sequence[Variant]) -> str:
-    """What was trained, on what."""
+def title_of(variants: Sequence[RecipeGroup]) -> str:
+    """Return the title: networks and data sets."""
     recipes = [variant.runs[0].recipe for variant in variants]
     models = list(dict.fromkeys(recipe.model.name for recipe in recipes))
     data = list(dict.fromkeys(recipe.data.name for recipe in recipes))
@@ -68,39 +70,40 @@ def title_of(variants: Sequence[Variant]) -> str:
     return f"{', '.join(models[:3])}{more} on {', '.join(data)}"
 
 
-def size_of(variants: Sequence[Variant]) -> str:
-    """How much is behind the numbers."""
+def size_of(variants: Sequence[RecipeGroup]) -> str:
+    """Return the number of recipes and runs, and the evaluation split, as text."""
     runs = sum(len(variant.runs) for variant in variants)
     recipes = f"{len(variants)} recipes, " if len(variants) > 1 else ""
     return f"{recipes}{runs} run{'s' * (runs != 1)}, measured on the {held_of(variants)} split"
 
 
-def differences(variants: Sequence[Variant]) -> list[Child]:
-    """The fields in which the recipes are not alike."""
-    names, fields = differing(variants), [described(variant.runs[0]) for variant in variants]
+def differences(variants: Sequence[RecipeGroup]) -> list[Child]:
+    """Return a table of the fields in which the recipes differ."""
+    names, fields = differing_fields(variants), [recipe_fields(variant.runs[0]) for variant in variants]
     if not names:
         return [node("p", "The recipes are alike; the names of the classes in their data are not.")]
-    rows: list[list[Child]] = [[name, *(written(one[name]) for one in fields)] for name in names]
+    rows: list[list[Child]] = [[name, *(format_value(one[name]) for one in fields)] for name in names]
     but = ", but for the seeds" if any(len(variant.runs) > 1 for variant in variants) else ""
     caption = f"All else in the recipes is the same{but}."
     return [node("h2", "What differs"), table(["field", *named(variants)], rows, caption=caption, class_="fields")]
 
 
 def panels(some: Sequence[Picture]) -> Element:
+    """Return pictures side by side."""
     class_ = "panels three" if len(some) == 3 else "panels"
     return node("div", [node("figure", shown(picture)) for picture in some], class_=class_)
 
 
-def curves(variants: Sequence[Variant]) -> list[Child]:
-    """Loss and error on training images and the held split."""
-    some = pictures(QUALITY, variants)
+def curves(variants: Sequence[RecipeGroup]) -> list[Child]:
+    """Return the curves of each metric on training images and the evaluation split."""
+    some = pictures(quality_panels(variants), variants)
     if not some:
         return []
     text = (
         f"Solid: the whole {held_of(variants)} split. Dashed: training images as they were augmented, with the loss"
         " that is minimised, averaged since the line of metrics before. A value of 0 lies below these scales."
     )
-    if any(map(keeps_averages, variants)):
+    if any(map(keeps_ema, variants)):
         text += " Where averaged weights are kept, solid is of them."
     if any(len(variant.counted) > 1 for variant in variants):
         text += " Lines are means over the seeds, in a band from the lowest to the highest."
@@ -108,16 +111,16 @@ def curves(variants: Sequence[Variant]) -> list[Child]:
     return [node("h2", "Curves"), legend if len(variants) > 1 else None, panels(some), node("p", text, class_="muted")]
 
 
-def schedule_and_speed(variants: Sequence[Variant]) -> list[Child]:
-    """Learning rate, images a second and waiting time."""
+def schedule_and_speed(variants: Sequence[RecipeGroup]) -> list[Child]:
+    """Return learning rate, images per second and waiting time."""
     some = pictures(SPEED, variants)
     return [node("h2", "Schedule and speed"), times(variants), panels(some)] if some else []
 
 
-def recipes(variants: Sequence[Variant]) -> list[Child]:
-    """All fields of all recipes, folded; those that differ are bold."""
-    fields, changed = [described(variant.runs[0]) for variant in variants], set(differing(variants))
-    rows: list[list[Child]] = [[name, *(written(one[name]) for one in fields)] for name in fields[0]]
+def recipes(variants: Sequence[RecipeGroup]) -> list[Child]:
+    """Return a folded table of all fields of all recipes; fields that differ are bold."""
+    fields, changed = [recipe_fields(variant.runs[0]) for variant in variants], set(differing_fields(variants))
+    rows: list[list[Child]] = [[name, *(format_value(one[name]) for one in fields)] for name in fields[0]]
     whole = table(["field", *named(variants)], rows, class_="fields")
     for row, name in zip(whole.iter("tr"), ["", *fields[0]], strict=True):
         if name in changed:
@@ -126,8 +129,8 @@ def recipes(variants: Sequence[Variant]) -> list[Child]:
     return [node("h2", "Recipe"), node("details", node("summary", f"All {len(fields[0])} fields{of}"), whole)]
 
 
-def surroundings(variants: Sequence[Variant]) -> list[Child]:
-    """Versions, devices and commits, and how each run was started."""
+def surroundings(variants: Sequence[RecipeGroup]) -> list[Child]:
+    """Return versions, devices and commits, and the commands of each run."""
     runs = [run for variant in variants for run in variant.runs]
     known, lines = environments(runs), "\n".join(commands(runs))
     if not known:

@@ -1,4 +1,4 @@
-"""The numbers that runs end with, and their curves, over seeds."""
+"""Final values of runs and their series over time, aggregated over seeds."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -6,60 +6,63 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.report.runs import Run, Variant
-from resnet_jax.spread import Spread, spread
+from resnet_jax.report.runs import RecipeGroup, Run
+from resnet_jax.report.statistics import MeanStd, mean_and_std
 
-# Of a run: a number, or None where it has none
+# Run -> its value, None if it has none
 Quantity = Callable[[Run], float | None]
 
 
-def over(variant: Variant, quantity: Quantity) -> Spread | None:
-    """A quantity of the runs of a variant that count and have it."""
-    values = [quantity(run) for run in variant.counted]
+def aggregate(group: RecipeGroup, quantity: Quantity) -> MeanStd | None:
+    """Return mean and standard deviation of a quantity over a recipe's runs; None if no run has it."""
+    values = [quantity(run) for run in group.counted]
     present = [value for value in values if value is not None]
-    return spread(present) if present else None
+    return mean_and_std(present) if present else None
 
 
-def final(field: str) -> Quantity:
-    """A number of the last line of metrics, never of the best; SPLIT in its name stands for the held split."""
-    return lambda run: run.lines[-1].get(_own(field, run)) if run.lines else None
+def final_value(field: str) -> Quantity:
+    """Return a quantity: a value of the last row (not the best); SPLIT stands for the evaluation split."""
+    return lambda run: run.rows[-1].get(_own(field, run)) if run.rows else None
 
 
 def _own(field: str, run: Run) -> str:
-    """What a run calls a field."""
+    """Return the key of a field in a run."""
     return field.replace("SPLIT", run.split)
 
 
-def typical(field: str) -> Quantity:
-    """The median over all lines."""
-    return lambda run: statistics.median(line[field] for line in run.lines) if run.lines else None
+def median_of(field: str) -> Quantity:
+    """Return a quantity: the median of a value over all rows."""
+    return lambda run: statistics.median(line[field] for line in run.rows) if run.rows else None
 
 
-def keeps_averages(variant: Variant) -> bool:
-    """Whether the network that the runs are about is the average of its weights, as for `resnet-jax evaluate`."""
-    return any(f"ema_{run.split}_loss" in run.lines[-1] for run in variant.counted)
+def keeps_ema(group: RecipeGroup) -> bool:
+    """Return whether the runs keep an EMA, which then is the network that is evaluated."""
+    return any(f"ema/{run.split}/loss" in run.rows[-1] for run in group.counted)
 
 
-def headline(variant: Variant) -> str:
-    """The field that says how good a variant is: the accuracy, or else the loss, of the averages if it keeps some."""
-    prefix = "ema_SPLIT" if keeps_averages(variant) else "SPLIT"
-    return f"{prefix}_accuracy" if over(variant, final(f"{prefix}_accuracy")) else f"{prefix}_loss"
+def headline(group: RecipeGroup) -> str:
+    """Return the key of the main value of a recipe: the monitored metric, of the EMA if there is one."""
+    prefix, monitor = "ema/SPLIT" if keeps_ema(group) else "SPLIT", group.runs[0].task.monitor
+    key = f"{prefix}/{monitor}"
+    return key if aggregate(group, final_value(key)) else f"{prefix}/loss"
 
 
-class Course(NamedTuple):
-    """A quantity over the course of some runs, at the steps that all of them have."""
+class Series(NamedTuple):
+    """A quantity over time, at the steps that all runs have."""
 
     step: np.ndarray  # (n,)
     epoch: np.ndarray  # (n,)
     values: np.ndarray  # (runs, n)
 
 
-def course_of(runs: Sequence[Run], field: str) -> Course | None:
-    """A number of the lines of metrics; None where there is no step at which all runs have it."""
-    known = [{line["step"]: line[own] for line in run.lines if (own := _own(field, run)) in line} for run in runs]
+def series_of(runs: Sequence[Run], field: str) -> Series | None:
+    """Return the series of a value in the rows of metrics; None if the runs share no step with it."""
+    known = [
+        {line["step"]: line[own] for line in run.rows if line.get(own := _own(field, run)) is not None} for run in runs
+    ]
     steps = sorted(set.intersection(*map(set, known))) if known else []
     if not steps:
         return None
-    epochs = {line["step"]: line["epoch"] for line in runs[0].lines}
+    epochs = {line["step"]: line["epoch"] for line in runs[0].rows}
     values = np.array([[one[step] for step in steps] for one in known], float)
-    return Course(np.array(steps), np.array([epochs[step] for step in steps]), values)
+    return Series(np.array(steps), np.array([epochs[step] for step in steps]), values)

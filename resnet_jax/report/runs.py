@@ -1,6 +1,6 @@
-"""What a report reads of runs, without their data and checkpoints.
+"""Read runs for a report, without their data and checkpoints, and group them by recipe.
 
-Runs of one recipe but for its seed, on the same data, are a variant.
+Runs on the same data whose recipes differ only in the seed are a group.
 """
 
 import dataclasses
@@ -12,47 +12,56 @@ from typing import Any, NamedTuple
 
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, total_steps
-from resnet_jax.train.directory import Dataset, read_dataset, read_environments, read_metrics, read_recipe
-from resnet_jax.train.job import held_split
+from resnet_jax.run_dir.environment import read_environments
+from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info, read_metrics, read_recipe
+from resnet_jax.tasks.make import make_task
+from resnet_jax.tasks.task import Task
+from resnet_jax.training.setup import eval_split
 
-_LABELLED = 3  # fields that name a variant, at most
+# Maximum number of fields in the label of a group
+_LABELLED = 3
 
 
 class Run(NamedTuple):
     """A run directory."""
 
     path: Path
-    name: str  # the end of its path, as much of it as no other run shares
+    name: str  # the shortest end of its path that is unique
     recipe: Recipe
-    dataset: Dataset
-    lines: tuple[dict[str, Any], ...]  # of metrics.jsonl
-    starts: tuple[dict[str, Any], ...]  # of environment.json, oldest first
+    dataset: DatasetInfo
+    rows: tuple[dict[str, Any], ...]  # from metrics.jsonl
+    starts: tuple[dict[str, Any], ...]  # from environment.json, oldest first
 
     @property
     def split(self) -> str:
-        """That it is measured on: "validation" or "test"."""
-        return held_split(self.recipe)
+        """The evaluation split: "validation" or "test"."""
+        return eval_split(self.recipe)
 
     @property
     def steps(self) -> int:
-        """Of the whole recipe."""
+        """Number of steps of the whole recipe."""
         return total_steps(self.recipe, self.dataset.train_size)
 
     @property
+    def task(self) -> Task:
+        """The task of the recipe's loss."""
+        return make_task(self.recipe.loss)
+
+    @property
     def finished(self) -> bool:
-        return bool(self.lines) and self.lines[-1]["step"] >= self.steps
+        return bool(self.rows) and self.rows[-1]["step"] >= self.steps
 
 
-class Variant(NamedTuple):
-    """Runs that differ in their seeds alone, in their order."""
+class RecipeGroup(NamedTuple):
+    """Runs that differ only in the seed, sorted by it."""
 
-    label: str  # by what it differs in from the other variants
+    label: str  # names the fields in which it differs from other groups
     runs: tuple[Run, ...]
 
     @property
     def counted(self) -> tuple[Run, ...]:
-        """The runs whose numbers count: the finished ones or, where none is, all that have some."""
-        return tuple(run for run in self.runs if run.finished) or tuple(run for run in self.runs if run.lines)
+        """The runs that are aggregated: the finished ones or, if there are none, all with metrics."""
+        return tuple(run for run in self.runs if run.finished) or tuple(run for run in self.runs if run.rows)
 
     @property
     def split(self) -> str:
@@ -60,10 +69,7 @@ class Variant(NamedTuple):
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
-    """The runs in these directories, each of them once.
-
-    Raises InputError where there is none, or where what is in one cannot be read.
-    """
+    """Return the runs in these directories without duplicates; raise InputError if one cannot be read."""
     if not paths:
         raise InputError("report: of which runs? name at least one run directory")
     unlike = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
@@ -71,10 +77,10 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 
 def _read_run(path: Path, name: str) -> Run:
-    recipe, dataset = read_recipe(path), read_dataset(path)
+    recipe, dataset = read_recipe(path), read_dataset_info(path)
     lines, starts = read_metrics(path), read_environments(path)
-    split = held_split(recipe)
-    needed = ("epoch", "lr", "train_loss", f"{split}_loss", "images_per_second", "data_wait", "seconds")
+    split = eval_split(recipe)
+    needed = ("epoch", "lr", f"{split}/loss", "images_per_second", "data_wait_fraction", "train_seconds")
     for number, line in enumerate(lines, 1):
         for field in ("step", *needed):
             if not isinstance(line.get(field), int | float):
@@ -83,7 +89,7 @@ def _read_run(path: Path, name: str) -> Run:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as many as make all of them different."""
+    """Return the last parts of each path, as few as make all names different."""
     whole = [path.resolve() for path in paths]
     for count in itertools.count(1):
         names = ["/".join(path.parts[-count:]) for path in whole]
@@ -92,42 +98,43 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     raise AssertionError("unreachable")
 
 
-def variants_of(runs: Sequence[Run]) -> list[Variant]:
-    """The runs by what they differ in but their seeds, in the order in which they are given."""
+def group_runs(runs: Sequence[Run]) -> list[RecipeGroup]:
+    """Return the runs grouped by recipe, regardless of seed, in the order in which they are given."""
     found: dict[Any, list[Run]] = {}
     for run in runs:
         data = run.dataset
         key = dataclasses.replace(run.recipe, seed=0), data.classes, data.image_shape, data.train_size
         found.setdefault(key, []).append(run)
     ordered = [tuple(sorted(some, key=lambda run: run.recipe.seed)) for some in found.values()]
-    return [Variant(label, some) for label, some in zip(_labels([some[0] for some in ordered]), ordered, strict=True)]
+    return [
+        RecipeGroup(label, some) for label, some in zip(_labels([some[0] for some in ordered]), ordered, strict=True)
+    ]
 
 
-def described(run: Run) -> dict[str, Any]:
-    """All fields of the recipe but the seed, by their dotted names, and what is known of the data."""
+def recipe_fields(run: Run) -> dict[str, Any]:
+    """Return all recipe fields except the seed, by dotted name, and the facts about the data."""
     fields = dict(fields_of(run.recipe))
     del fields["seed"]
-    height, width, channels = run.dataset.image_shape
     return fields | {
         "classes": len(run.dataset.classes),
-        "image": f"{height} x {width} x {channels}",
+        "image": " x ".join(map(str, run.dataset.image_shape)),
         "training images": run.dataset.train_size,
     }
 
 
-def differing(variants: Sequence[Variant]) -> list[str]:
-    """The fields of `described` in which the variants are not all alike."""
-    return _differing([described(variant.runs[0]) for variant in variants])
+def differing_fields(variants: Sequence[RecipeGroup]) -> list[str]:
+    """Return the names of the fields in which the groups differ."""
+    return _differing([recipe_fields(variant.runs[0]) for variant in variants])
 
 
 def _differing(fields: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in fields[0] if any(other[name] != fields[0][name] for other in fields)]
 
 
-def written(value: Any) -> str:
-    """A value of a field, for people."""
+def format_value(value: Any) -> str:
+    """Return the value of a field as text for people."""
     if isinstance(value, tuple):
-        return ", ".join(map(written, value)) or "none"
+        return ", ".join(map(format_value, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
@@ -136,8 +143,8 @@ def written(value: Any) -> str:
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
-    """A few words for each: the network where they have several, and what most of the others have not."""
-    fields = [described(run) for run in runs]
+    """Return a short label per run: the network if they differ, and values that most others do not have."""
+    fields = [recipe_fields(run) for run in runs]
     names = _differing(fields)
     usual = {name: Counter(one[name] for one in fields).most_common(1)[0][0] for name in names}
     labels = []
@@ -149,7 +156,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 
 def _unlike(labels: Sequence[str]) -> list[str]:
-    """The labels, with a number where one occurs again."""
+    """Return the labels, numbered if one occurs more than once."""
     total, seen, unlike = Counter(labels), Counter[str](), []
     for label in labels:
         seen[label] += 1
@@ -158,31 +165,28 @@ def _unlike(labels: Sequence[str]) -> list[str]:
 
 
 def _short(name: str, value: Any) -> str:
-    part, _, last = name.rpartition(".")
-    if last == "name":
-        return str(value)
-    own = f"{part} {last}" if part and last in ("size", "crop") else last
-    return f"{own.replace('_', ' ')} {written(value)}"
+    last = name.rpartition(".")[-1]
+    return str(value) if last == "name" else f"{last.replace('_', ' ')} {format_value(value)}"
 
 
-def notes_on(paths: Sequence[Path], variants: Sequence[Variant]) -> list[str]:
-    """What a reader of the numbers has to know of the runs, a line each."""
+def notes_on(paths: Sequence[Path], variants: Sequence[RecipeGroup]) -> list[str]:
+    """Return remarks on the runs that qualify the numbers, a line each."""
     runs = [run for variant in variants for run in variant.runs]
     notes = []
     if len(paths) > len(runs):
         notes.append("A run that was named more than once counts once.")
     for run in runs:
-        if not run.lines:
+        if not run.rows:
             notes.append(f"{run.name} has no line of metrics yet.")
         elif not run.finished:
-            step = run.lines[-1]["step"]
+            step = run.rows[-1]["step"]
             notes.append(f"{run.name} is not finished: step {step:,} of {run.steps:,}.")
     for variant in variants:
-        left = len([run for run in variant.runs if run.lines]) - len(variant.counted)
+        left = len([run for run in variant.runs if run.rows]) - len(variant.counted)
         if left:
             done = len(variant.counted)
             notes.append(f"{variant.label}: the numbers are of the {done} finished of {done + left} runs.")
-        steps = sorted({run.lines[-1]["step"] for run in variant.counted})
+        steps = sorted({run.rows[-1]["step"] for run in variant.counted})
         if len(steps) > 1:
             notes.append(f"{variant.label}: the last lines are of steps {steps[0]:,} to {steps[-1]:,}.")
         for seed, count in Counter(run.recipe.seed for run in variant.runs).items():

@@ -1,1 +1,1 @@
-"""Weights from and to files of other programs."""
+"""Read and write weights of other programs."""

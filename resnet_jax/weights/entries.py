@@ -1,41 +1,37 @@
-"""Published weights as data: where they are, what they expect of an image, and what accuracy is published for them.
+"""Published weights as data: source, preprocessing and published accuracy.
 
-Sizes, crops, licences and ImageNet top-1 accuracies are those of timm's own evaluation (results/results-imagenet.csv in
-huggingface/pytorch-image-models, August 2026); an accuracy is None where that has none.
+Sizes, crops, licences and ImageNet top-1 accuracies are from timm's own evaluation (results/results-imagenet.csv in
+huggingface/pytorch-image-models, August 2026). An accuracy that is missing there is None.
 """
 
 import json
 from importlib import resources
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
-from resnet_jax.data.cifar import CIFAR10_CLASSES
+from resnet_jax.data.formats.cifar import CIFAR10_CLASSES
+from resnet_jax.data.image import Preprocessing
 
 _HERE = "resnet_jax.weights"
-
-
-class Preprocessing(NamedTuple):
-    """From an image to the input: scale the shorter side to size / crop, take the centre, normalise."""
-
-    size: int  # height and width in pixels
-    crop: float  # share of the scaled shorter side that is kept, 0 to 1
-    interpolation: str  # "bilinear" or "bicubic"
-    mean: tuple[float, ...]  # of pixels in 0 to 1, one a channel
-    std: tuple[float, ...]
+Interpolation = Literal["bilinear", "bicubic"]
 
 
 class Entry(NamedTuple):
     """Published weights of one network."""
 
-    name: str  # NETWORK.TAG
-    source: str  # hf:OWNER/NAME, or the page where they are published
+    name: str
+    """NETWORK.TAG."""
+    source: str
+    """hf:OWNER/NAME, or the page that offers the file."""
     classes: int
-    top1: float | None  # published accuracy in percent
+    """Number of classes."""
+    top1: float | None
+    """Published top-1 accuracy in percent."""
     preprocessing: Preprocessing
     license: str
 
     @property
     def tag(self) -> str:
-        """Which weights of the network they are."""
+        """Tag that tells the weights of one network apart."""
         return self.name.partition(".")[2]
 
     @property
@@ -56,7 +52,13 @@ def _entry(
     std: list[float],
     license: str,  # noqa: A002
 ) -> Entry:
-    preprocessing = Preprocessing(size, crop, interpolation, tuple(mean), tuple(std))
+    preprocessing = Preprocessing(
+        image_size=size,
+        crop_pct=crop,
+        interpolation=cast(Interpolation, interpolation),
+        mean=tuple(mean),
+        std=tuple(std),
+    )
     return Entry(name, source, classes, top1, preprocessing, license)
 
 
@@ -65,11 +67,12 @@ def _read() -> dict[str, Entry]:
     return {row["name"]: _entry(**row) for row in rows}
 
 
-WEIGHTS: dict[str, Entry] = _read()  # by name, in the order of MODELS
+# By name, in the order of MODELS
+WEIGHTS: dict[str, Entry] = _read()
 
 
-# CIFAR-10 accuracies in percent, in the papers, of networks whose own weights were not published: He et al. 2015
-# (table 6) and 2016, Zagoruyko and Komodakis 2016
+# CIFAR-10 accuracies in percent of networks without published weights: He et al. 2015 (table 6) and 2016, Zagoruyko
+# and Komodakis 2016
 REPORTED = {
     "resnet20": 91.25,
     "resnet32": 92.49,
@@ -85,13 +88,13 @@ REPORTED = {
 
 
 def best_entry(model: str) -> Entry | None:
-    """The published weights of a network with the highest published accuracy, if there are any."""
+    """Return the published weights of a network with the highest accuracy, or None."""
     known = [entry for entry in WEIGHTS.values() if entry.model == model]
     return max(known, key=lambda entry: entry.top1 or 0, default=None)
 
 
 def class_names(classes: int, tag: str = "") -> tuple[str, ...]:
-    """Names of the classes of weights: of CIFAR-10 where a tag says so, of ImageNet-1k for 1,000, else numbers."""
+    """Return class names: CIFAR-10's by the tag, ImageNet-1k's for 1,000 classes, otherwise numbers."""
     if tag.endswith("cifar10"):
         return CIFAR10_CLASSES
     if classes != 1000:

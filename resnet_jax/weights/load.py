@@ -1,4 +1,4 @@
-"""Weights into a network: all of them, exactly as they are, or none."""
+"""Load weights into a network: all of them unchanged, or none."""
 
 import logging
 from collections.abc import Mapping
@@ -11,42 +11,56 @@ import numpy as np
 from flax import traverse_util
 from jax.nn.initializers import normal
 
-from resnet_jax.errors import InputError
-from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.zoo import published
+from resnet_jax.errors import InputError, unknown
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.models.zoo import MODELS
 from resnet_jax.weights.locate import locate
-from resnet_jax.weights.names import Path as Leaf
+from resnet_jax.weights.names import KeyPath as Leaf
 from resnet_jax.weights.names import abstract_variables, from_torch, to_torch, torch_name
 from resnet_jax.weights.tensors import read_tensors
 
 _log = logging.getLogger("resnet_jax")
 _HEAD = (("params", "head", "kernel"), ("params", "head", "bias"))
-_ALIASES = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}  # as in much code for CIFAR
+# Names in much code for CIFAR
+_ALIASES = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
 Variables = dict[str, Any]
 
 
 class Loaded(NamedTuple):
-    """What a file gave a network."""
+    """Variables from a file, with notes on what was adapted."""
 
-    variables: Variables  # "params" and "batch_stats"; without the head where that does not fit
-    notes: tuple[str, ...]  # what was replaced or adapted, a line each
+    variables: Variables
+    """"params" and "batch_stats", without the head if it does not fit."""
+    notes: tuple[str, ...]
+    """One line for each part that was replaced or adapted."""
     file: Path
 
 
 def load(model: ResNet, where: str, *, cast: bool = False) -> Loaded:
-    """Variables of a network from a file, a folder, the hub or a published entry.
+    """Return the variables of a network from a file, a folder, the hub or a published entry.
 
-    Another number of classes leaves the head out; one, two or four and more input channels (`model.input_shape`) adapt
-    the first convolution of an RGB network: the kernels of the colours summed, or repeated and scaled. `cast` allows
-    weights that are not float32. Raises InputError, naming file and parameter, where anything is missing, too much,
-    of another shape or dtype, or not finite.
+    If the number of classes differs, the head is left out. If `model.input_shape` has another number of channels than
+    three, the first convolution of an RGB network is adapted: its kernels are summed for one channel, and repeated and
+    scaled for others.
+
+    Args:
+        model: the network.
+        where: as in `locate`.
+        cast: allow weights that are not float32.
+
+    Raises:
+        InputError: A parameter is missing, unknown, not finite, or of another shape or dtype; names file and parameter.
     """
     file = locate(where).file
-    return fit(model, read_tensors(file), file, cast=cast)
+    return match_tensors(model, read_tensors(file), file, cast=cast)
 
 
-def fit(model: ResNet, tensors: dict[str, np.ndarray], file: Path, *, cast: bool = False) -> Loaded:
-    """As `load`, of tensors under PyTorch's names or ours; takes them out of the dict as it goes, to save memory."""
+def match_tensors(model: ResNet, tensors: dict[str, np.ndarray], file: Path, *, cast: bool = False) -> Loaded:
+    """Return the variables of a network from tensors under PyTorch's names or ours, as `load` does.
+
+    The tensors are removed from the dict one by one, which saves memory.
+    """
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_variables(model)).items()}
     tensors = {_ALIASES.get(name, name): tensor for name, tensor in tensors.items()}
     native = any(name.startswith("params/") for name in tensors)
@@ -63,13 +77,14 @@ def fit(model: ResNet, tensors: dict[str, np.ndarray], file: Path, *, cast: bool
         if leaf.shape != shapes[path]:
             expected = shapes[path] if native else to_torch(model, path, np.empty(shapes[path], bool)).shape
             raise InputError(f"{file}: {name} has the shape {tensor.shape}, the network {expected}; is it another one?")
-        leaves[path] = jnp.array(leaf)  # a copy: the file that is mapped may change
+        # Copied, since the mapped file may change
+        leaves[path] = jnp.array(leaf)
         notes += note
     return Loaded(traverse_util.unflatten_dict(leaves), tuple(notes), file)
 
 
 def _drop_head(model: ResNet, tensors: dict[str, np.ndarray], head: Mapping[Leaf, str], file: Path) -> list[str]:
-    """Takes a head that does not fit out of the tensors, and says so."""
+    """Remove a head that does not fit from the tensors, and return a note on it."""
     names = list(head.values()) or ["fc.weight", "fc.bias", "head.fc.weight", "head.fc.bias", *map("/".join, _HEAD)]
     there = [name for name in names if name in tensors]
     if model.num_classes == 0:
@@ -77,17 +92,17 @@ def _drop_head(model: ResNet, tensors: dict[str, np.ndarray], head: Mapping[Leaf
             del tensors[name]
         return []
     if not there:
-        return [f"{file}: has no head; the one of {model.num_classes:,} classes begins anew"]
+        return [f"{file}: has no head; one of {model.num_classes:,} classes is initialised"]
     classes = count_classes(tensors)
     if len(there) < len(names) or classes == model.num_classes:
         return []
     for name in there:
         del tensors[name]
-    return [f"{file}: its head of {classes:,} classes is left out; one of {model.num_classes:,} begins anew"]
+    return [f"{file}: its head of {classes:,} classes is left out; one of {model.num_classes:,} is initialised"]
 
 
 def count_classes(tensors: Mapping[str, np.ndarray]) -> int | None:
-    """Outputs of the head among tensors, None where there is none."""
+    """Return the number of outputs of the head among tensors, or None if there is no head."""
     for name in ("fc.bias", "linear.bias", "head.fc.bias", "/".join(_HEAD[1])):
         if name in tensors and tensors[name].ndim == 1:
             return len(tensors[name])
@@ -95,7 +110,7 @@ def count_classes(tensors: Mapping[str, np.ndarray]) -> int | None:
 
 
 def count_channels(model: ResNet, tensors: Mapping[str, np.ndarray]) -> int | None:
-    """Input channels of the first convolution among tensors, None where there is none."""
+    """Return the input channels of the first convolution among tensors, or None if it is missing."""
     for layer in ("conv", "conv1"):
         path = ("params", "stem", layer, "kernel")
         for name, axis in (("/".join(path), -2), (_first_name(model, path), 1)):
@@ -107,7 +122,8 @@ def count_channels(model: ResNet, tensors: Mapping[str, np.ndarray]) -> int | No
 def _first_name(model: ResNet, path: Leaf) -> str:
     try:
         return torch_name(model, path)
-    except LookupError:  # a stem without that layer
+    except InputError:
+        # The stem has no such layer
         return ""
 
 
@@ -132,7 +148,7 @@ def _checked(tensor: np.ndarray, name: str, file: Path, cast: bool) -> np.ndarra
 
 
 def _fit_channels(path: Leaf, kernel: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, list[str]]:
-    """The first convolution for another number of input channels than three, as timm adapts it."""
+    """Adapt the first convolution from three input channels to another number, as timm does."""
     if path[1] != "stem" or path[2] not in ("conv", "conv1") or kernel.ndim < 3 or kernel.shape[-2] != 3:
         return kernel, []
     channels = shape[-2]
@@ -146,7 +162,7 @@ def _fit_channels(path: Leaf, kernel: np.ndarray, shape: tuple[int, ...]) -> tup
 
 
 def with_head(model: ResNet, variables: Variables, seed: int = 0) -> Variables:
-    """The variables with a new head, N(0, 0.01) as in `ResNet`, where they have none and the network wants one."""
+    """Return the variables with a new head, N(0, 0.01), if they have none and the network needs one."""
     params = variables["params"]
     if model.num_classes == 0 or "head" in params:
         return variables
@@ -156,25 +172,42 @@ def with_head(model: ResNet, variables: Variables, seed: int = 0) -> Variables:
 
 
 @overload
-def create(name: str, *, pretrained: None = None, **fields: Any) -> ResNet: ...
+def create_model(name: str, *, pretrained: None = None, **fields: Any) -> ResNet: ...
 
 
 @overload
-def create(name: str, *, pretrained: str, **fields: Any) -> tuple[ResNet, Variables]: ...
+def create_model(name: str, *, pretrained: str, **fields: Any) -> tuple[ResNet, Variables]: ...
 
 
-def create(
+def create_model(
     name: str, *, pretrained: str | None = None, cast: bool = False, seed: int = 0, **fields: Any
 ) -> ResNet | tuple[ResNet, Variables]:
-    """The published network of that name with some fields changed and, if `pretrained` says where, its variables.
+    """Return a published network with some fields changed and, if `pretrained` is given, its variables.
 
-    `create("resnet50", num_classes=10)` is a network; `create("resnet50", pretrained="hf:timm/resnet50.a1_in1k")` a
-    network and variables for `model.apply`. See `load` for what `pretrained` may be and how weights are adapted; what
-    was adapted is logged. Without `num_classes` and `input_shape` the network has the classes and input channels of the
-    file. A new head is drawn by `seed`.
-    Raises InputError for an unknown name or weights that do not fit, and TypeError for a field that ResNet lacks.
+    Args:
+        name: one of MODELS.
+        pretrained: a file, a folder, "hf:OWNER/NAME" or a name of WEIGHTS, as in `load`; what was adapted is logged.
+            Without `num_classes` and `input_shape` the network has the classes and input channels of the file.
+        cast: allow weights that are not float32.
+        seed: of a new head, if the number of classes differs.
+        fields: of ResNet; `shortcut` is a class or its name in SHORTCUTS.
+
+    Raises:
+        InputError: The name is unknown or the weights do not fit.
+        TypeError: ResNet has no such field.
+
+    Example:
+        >>> create_model("resnet50", num_classes=10).num_classes
+        10
+        >>> model, variables = create_model("resnet50", pretrained="hf:timm/resnet50.a1_in1k")  # doctest: +SKIP
     """
-    model = published(name, **fields)
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    if isinstance(shortcut := fields.get("shortcut"), str):
+        if shortcut not in SHORTCUTS:
+            raise unknown("shortcut", shortcut, SHORTCUTS)
+        fields["shortcut"] = SHORTCUTS[shortcut]
+    model = MODELS[name].clone(**fields)
     if pretrained is None:
         return model
     file = locate(pretrained).file
@@ -184,7 +217,7 @@ def create(
         model = model.clone(num_classes=classes)
     if "input_shape" not in fields and channels is not None:
         model = model.clone(input_shape=(*model.input_shape[:-1], channels))
-    loaded = fit(model, tensors, file, cast=cast)
+    loaded = match_tensors(model, tensors, file, cast=cast)
     for note in loaded.notes:
         _log.warning(note)
     return model, with_head(model, loaded.variables, seed)

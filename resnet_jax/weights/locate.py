@@ -1,31 +1,33 @@
-"""Where weights are: a file, a folder in the layout of the Hugging Face hub, the hub itself, or a published entry."""
+"""Locate weights: a file, a folder as on the Hugging Face hub, the hub itself, or a published entry."""
 
 import difflib
 import json
 import logging
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError, first_line, unknown
-from resnet_jax.model.zoo import MODELS
-from resnet_jax.weights.entries import WEIGHTS, Entry, Preprocessing
+from resnet_jax.models.zoo import MODELS
+from resnet_jax.weights.entries import WEIGHTS, Entry, Interpolation
 
-_FILES = ("model.safetensors", "pytorch_model.bin")  # of a hub's repository, the safer first
+# In a repository of the hub, the safer format first
+_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Weights(NamedTuple):
-    """A file of weights, and what is known of them: a published entry, or what config.json beside the file says."""
+    """A file of weights, with its published entry or the config.json beside it, if any."""
 
     file: Path
     entry: Entry | None
 
 
 def locate(where: str) -> Weights:
-    """The file behind a path, "hf:OWNER/NAME" or the name of an entry such as "resnet50.a1_in1k".
+    """Return the file for a path, "hf:OWNER/NAME" or the name of an entry such as "resnet50.a1_in1k".
 
-    The hub is asked through `huggingface_hub` (the extra `hub`), whose cache makes it work without a network. Raises
-    InputError where there is nothing.
+    The hub is read by `huggingface_hub` (the extra `hub`), whose cache works without a network. Raises InputError if
+    there are no weights.
     """
     if where.startswith("hf:"):
         file = _from_hub(where, _FILES)
@@ -62,19 +64,20 @@ def _entry_of(source: str) -> Entry | None:
 def _config_on_hub(where: str) -> Entry | None:
     try:
         return describe(_from_hub(where, ("config.json",)), where)
-    except InputError:  # a repository need not have one
+    except InputError:
+        # A repository need not have one
         return None
 
 
 def describe(config: Path, source: str) -> Entry | None:
-    """The entry that timm's config.json stands for, None where there is none or it is of another network."""
+    """Return the entry that timm's config.json describes, or None if it is missing or of another network."""
     try:
         values = json.loads(config.read_text())
         model, known = network_of(values["architecture"]), values["pretrained_cfg"]
         preprocessing = Preprocessing(
-            size=int(known["input_size"][-1]),
-            crop=float(known["crop_pct"]),
-            interpolation=str(known["interpolation"]),
+            image_size=int(known["input_size"][-1]),
+            crop_pct=float(known["crop_pct"]),
+            interpolation=cast(Interpolation, str(known["interpolation"])),
             mean=tuple(map(float, known["mean"])),
             std=tuple(map(float, known["std"])),
         )
@@ -85,7 +88,7 @@ def describe(config: Path, source: str) -> Entry | None:
 
 
 def network_of(architecture: str) -> str:
-    """The name in MODELS of what timm calls `architecture`; raises LookupError where there is none."""
+    """Return the name in MODELS for timm's `architecture`; raise LookupError if there is none."""
     match = re.fullmatch(r"resnetv2_(\d+)", architecture)
     name = f"resnet{match[1]}v2" if match else architecture
     if name not in MODELS:
@@ -94,22 +97,25 @@ def network_of(architecture: str) -> str:
 
 
 def _from_hub(where: str, files: tuple[str, ...]) -> Path:
-    """The first of some files in "hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", downloaded unless in the cache."""
+    """Return the first of `files` in "hf:OWNER/NAME[@REVISION]", downloaded unless it is in the cache."""
     name, _, revision = where.removeprefix("hf:").partition("@")
     if name.count("/") != 1 or not all(name.split("/")):
         raise InputError(f"{where}: not a repository of the hub; write hf:OWNER/NAME")
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise InputError(f"{where}: needs huggingface_hub; pip install 'resnet-jax[hub]'") from error
+        raise InputError(f"{where}: needs huggingface_hub; pip install huggingface_hub") from error
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it says the same five times over
-    for local in (True, False):  # what is in the cache needs no network
+    # It repeats one warning five times
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # The cache is tried first: it needs no network
+    for local in (True, False):
         for file in files:
             try:
                 return Path(hf_hub_download(name, file, revision=revision or None, local_files_only=local))
-            except Exception as error:  # of many kinds: no network, no such repository, no permission
+            except Exception as error:
+                # Many types: no network, no such repository, no permission
                 missing = isinstance(error, EntryNotFoundError)
                 if missing and (local or not isinstance(error, LocalEntryNotFoundError)):
                     continue

@@ -1,13 +1,14 @@
-"""What PyTorch calls a parameter, and how it lays it out.
+"""PyTorch's names and layouts of parameters.
 
-torchvision and timm call the layers of a post-activation network the same. Pre-activation networks have timm's names,
-video networks torchvision's. Networks that neither library has get the names that they would have there.
+torchvision and timm use the same names for post-activation networks. Pre-activation networks have timm's names, video
+networks torchvision's. Networks that neither library has get the names that they would have there.
 
 Ours: kernel (spatial..., in, out) and (in, out). PyTorch's: weight (out, in, spatial...) and (out, in).
 """
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -15,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.shortcuts import AverageShortcut
-from resnet_jax.model.stems import DeepStem, PoollessStem, Stem, VideoStem
+from resnet_jax.errors import InputError
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import AverageShortcut
+from resnet_jax.models.stems import DeepStem, PoollessStem, Stem, VideoStem
 
 # ("params", "stem", "conv", "kernel"): a collection, modules, a leaf
-Path = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _PLAIN = {"conv": "conv1", "norm": "bn1"}
@@ -42,22 +44,42 @@ _LAYER = re.compile(r"(conv|norm)(\d+)")
 
 
 def abstract_variables(model: ResNet) -> dict[str, Any]:
-    """Shapes and dtypes of all parameters and statistics, for images of the network's `input_shape`."""
-    variables: dict[str, Any] = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
-    )
+    """Return shapes and dtypes of all parameters and statistics, for images of `input_shape`."""
+    return jax.tree.map(lambda leaf: leaf, _traced_variables(model))
+
+
+# Tracing a deep network takes a second, and loading weights asks several times
+@lru_cache(maxsize=8)
+def _traced_variables(model: ResNet) -> dict[str, Any]:
+    images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
+    variables: dict[str, Any] = jax.eval_shape(model.init, jax.random.key(0), images)
     return variables
 
 
-def torch_names(model: ResNet) -> dict[Path, str]:
-    """PyTorch's name for each parameter and statistic of a network."""
+def torch_names(model: ResNet) -> dict[KeyPath, str]:
+    """Return PyTorch's name of each parameter and statistic of a network."""
     return {path: torch_name(model, path) for path in traverse_util.flatten_dict(abstract_variables(model))}
 
 
-def torch_name(model: ResNet, path: Path) -> str:
-    """PyTorch's name of ("params", "stage1_block1", "conv1", "kernel"), for instance "layer1.0.conv1.weight"."""
+def torch_name(model: ResNet, path: KeyPath) -> str:
+    """Return PyTorch's name of a leaf; raise InputError if PyTorch's libraries lack the layer.
+
+    Example:
+        >>> from resnet_jax.models.zoo import MODELS
+        >>> torch_name(MODELS["resnet18"], ("params", "stage1_block1", "conv1", "kernel"))
+        'layer1.0.conv1.weight'
+    """
     *modules, leaf = path[1:]
+    if leaf not in _LEAVES:
+        raise _unnamed("the network", "/".join(path[1:]))
     return f"{_module(model, modules)}.{_LEAVES[leaf]}"
+
+
+def _unnamed(part: str, layer: str) -> InputError:
+    return InputError(
+        f"{part}: PyTorch has no name for {layer}; keep the names of resnet_jax (convert --to flax), or add the layer"
+        " to the tables of resnet_jax/weights/names.py"
+    )
 
 
 def _module(model: ResNet, modules: list[str]) -> str:
@@ -65,41 +87,53 @@ def _module(model: ResNet, modules: list[str]) -> str:
     first, *inside = modules
     if first == "head":
         return "head.fc" if pre else "fc"
-    if first == "norm":  # the last, of pre-activation networks
+    # The final normalisation of pre-activation networks
+    if first == "norm":
         return "norm"
     if first == "stem":
-        return f"stem.{inside[0]}" if pre else _STEMS.get(model.stem, _PLAIN)[inside[0]]
+        return f"stem.{inside[0]}" if pre else _stem_layer(model.stem, "/".join(inside))
     match = _BLOCK.fullmatch(first)
-    assert match, f"no module of a ResNet: {first}"
+    if not match:
+        raise _unnamed("the network", "/".join(modules))
     stage, block = int(match[1]), int(match[2]) - 1
     home = f"stages.{stage - 1}.blocks.{block}" if pre else f"layer{stage}.{block}"
     return f"{home}.{_layer(model, inside)}"
 
 
+def _stem_layer(stem: type[Stem], layer: str) -> str:
+    """Return the name of a layer of the stem; a subclass has the names of its nearest known base."""
+    names = next((_STEMS[base] for base in stem.__mro__ if base in _STEMS), _PLAIN)
+    if layer not in names:
+        raise _unnamed(f"stem {stem.__name__}", layer)
+    return names[layer]
+
+
 def _layer(model: ResNet, modules: list[str]) -> str:
-    """A layer inside a block."""
+    """Return the name of a layer inside a block."""
     if modules[0] == "gate":
         return f"se.{modules[1]}"
     if modules[0] == "shortcut":
         if model.block.preactivation:
             return f"downsample.{modules[1]}"
-        pooled = issubclass(model.shortcut, AverageShortcut)  # the pool is the first of the sequence
+        # The pool comes first in the sequence
+        pooled = issubclass(model.shortcut, AverageShortcut)
         return f"downsample.{pooled + (modules[1] == 'norm')}"
     match = _LAYER.fullmatch(modules[0])
-    assert match, f"no layer of a block: {modules[0]}"
+    if not match:
+        raise _unnamed(f"block {model.block.__name__}", "/".join(modules))
     kind, number = match[1], match[2]
     if model.stem is VideoStem:
         return f"conv{number}.{int(kind == 'norm')}"
     return modules[0] if kind == "conv" or model.block.preactivation else f"bn{number}"
 
 
-def is_pointwise(model: ResNet, path: Path) -> bool:
-    """Whether PyTorch has a 1x1 convolution where we have a product: gates, and the head of pre-activation networks."""
+def is_pointwise(model: ResNet, path: KeyPath) -> bool:
+    """Return whether PyTorch has a 1x1 convolution for our dense kernel: gates, pre-activation heads."""
     return path[-1] == "kernel" and ("gate" in path or (path[1] == "head" and model.block.preactivation))
 
 
-def to_torch(model: ResNet, path: Path, leaf: np.ndarray) -> np.ndarray:
-    """A leaf of ours as PyTorch lays it out, contiguous."""
+def to_torch(model: ResNet, path: KeyPath, leaf: np.ndarray) -> np.ndarray:
+    """Return a leaf in PyTorch's layout, contiguous."""
     if path[-1] != "kernel":
         return np.ascontiguousarray(leaf)
     spatial = tuple(range(leaf.ndim - 2))
@@ -109,8 +143,8 @@ def to_torch(model: ResNet, path: Path, leaf: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(weight)
 
 
-def from_torch(path: Path, weight: np.ndarray, ndim: int) -> np.ndarray:
-    """A tensor of PyTorch's as we lay it out, a view; a 1x1 convolution becomes a product where `ndim` is 2."""
+def from_torch(path: KeyPath, weight: np.ndarray, ndim: int) -> np.ndarray:
+    """Return a PyTorch tensor in our layout, as a view; a 1x1 convolution becomes dense if `ndim` is 2."""
     if path[-1] != "kernel" or weight.ndim < 2:
         return weight
     if ndim == 2 and set(weight.shape[2:]) <= {1}:
@@ -119,11 +153,12 @@ def from_torch(path: Path, weight: np.ndarray, ndim: int) -> np.ndarray:
 
 
 def to_state_dict(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """All parameters and statistics under PyTorch's names, as `load_state_dict(..., strict=True)` takes them."""
+    """Return all parameters and statistics as `load_state_dict(..., strict=True)` takes them."""
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in traverse_util.flatten_dict(dict(variables)).items():
         name = torch_name(model, path)
         tensors[name] = to_torch(model, path, np.asarray(leaf))
-        if path[-1] == "var":  # PyTorch counts batches, for which we have no use
+        # PyTorch also counts batches; we do not need that
+        if path[-1] == "var":
             tensors[f"{name.removesuffix('running_var')}num_batches_tracked"] = np.zeros((), np.int64)
     return tensors

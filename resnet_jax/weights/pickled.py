@@ -1,7 +1,7 @@
-"""Torch's pickles without unpickling: plain data and descriptions of tensors, and nothing else.
+"""Read torch's pickles without unpickling: plain data and descriptions of tensors, nothing else.
 
-The opcodes are interpreted one by one on a small stack. A global is only ever its name, a call is only ever a look at
-that name and its arguments: nothing of the file is imported, called or given attributes, and there is no other way in.
+A small stack machine interprets the opcodes one by one. A global is only a name, and a call only checks that name and
+its arguments. Nothing in the file is imported, called or given attributes.
 """
 
 import io
@@ -15,8 +15,10 @@ import numpy as np
 
 from resnet_jax.errors import InputError
 
-MAX_BYTES = 64 << 20  # of one pickle; the numbers of the tensors are not in it
-MAX_OPCODES = 2_000_000  # bounds time and memory; a tensor takes about 30
+# Of one pickle, without the numbers of the tensors
+MAX_BYTES = 64 << 20
+# Bounds time and memory; a tensor takes about 30
+MAX_OPCODES = 2_000_000
 _DAMAGED = f"the pickle is damaged, cut short or over {MAX_BYTES >> 20} MiB; download it again"
 
 STORAGES = {
@@ -34,7 +36,8 @@ STORAGES = {
 _ORDERED = ("collections.OrderedDict",)
 _TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
 _PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-_IGNORED = (  # stand beside the weights in real checkpoints (best accuracies, schedules); what they make is left out
+# Found beside weights in real checkpoints (best accuracies, schedules); their values are left out
+_IGNORED = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
     "numpy.dtype",
@@ -52,7 +55,7 @@ _KNOWN = frozenset((*STORAGES, *_ORDERED, *_TENSORS, *_PARAMETERS, *_IGNORED))
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of `numel` numbers, which is elsewhere in the file under `key`."""
+    """A run of `numel` numbers, stored elsewhere in the file under `key`."""
 
     key: str
     dtype: np.dtype
@@ -71,39 +74,40 @@ class Tensor:
 
 @dataclass(frozen=True)
 class _Global:
-    """The name of a class or function; never the thing itself."""
+    """The name of a class or function, never the object."""
 
     name: str
 
 
 class _Ordered(dict[Any, Any]):
-    """Stands for an OrderedDict, the only dict that may be given a state (torch's `_metadata`), which is ignored."""
+    """Stand-in for an OrderedDict; it alone may get a state (torch's `_metadata`), which is ignored."""
 
 
 class _Ignored:
-    """Stands for everything known to be neither tensor nor plain data."""
+    """Stand-in for known values that are neither tensors nor plain data."""
 
 
 @dataclass
 class Machine:
-    """What a pickle has built so far; when it is read, `stack` is its value alone and `length` its bytes."""
+    """State of the interpreter; at the end `stack` is the value alone and `length` its bytes."""
 
     stack: list[Any] = field(default_factory=list)
-    below: list[list[Any]] = field(default_factory=list)  # a stack for each open mark
+    below: list[list[Any]] = field(default_factory=list)
+    """A stack for each open mark."""
     memo: dict[int, Any] = field(default_factory=dict)
     storages: dict[str, Storage] = field(default_factory=dict)
     length: int = 0
 
     @property
     def value(self) -> Any:
-        """What was pickled."""
+        """The pickled value."""
         return self.stack[0]
 
 
 def interpret(content: bytes) -> Machine:
-    """The pickle that `content` begins with.
+    """Interpret the pickle at the start of `content`.
 
-    Raises InputError, without the file, where it is damaged, too long or asks for more than plain data and tensors.
+    Raises InputError, without the file name, if it is damaged, too long, or not only plain data and tensors.
     """
     machine = Machine()
     try:
@@ -114,7 +118,8 @@ def interpret(content: bytes) -> Machine:
             machine.length = (position or 0) + 1
     except InputError:
         raise
-    except (ValueError, IndexError, KeyError, Warning) as error:  # Warning: where a caller makes errors of them
+    except (ValueError, IndexError, KeyError, Warning) as error:
+        # Warning, if the caller turns warnings into errors
         raise InputError(_DAMAGED) from error
     if len(machine.stack) != 1 or machine.below:
         raise InputError(_DAMAGED)
@@ -175,14 +180,15 @@ def _fill(target: Any, items: list[Any]) -> None:
     if not isinstance(target, dict) or len(items) % 2:
         raise InputError(_DAMAGED)
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Hashes of nested tuples and of large numbers can be made to take forever.
+        # Hashing crafted nested tuples or large numbers can take forever
         if not (type(key) is str or (type(key) is int and abs(key) < 1 << 60)):
             raise _refused("has a dict key that is neither a name nor a number")
         target[key] = value
 
 
 def _global(machine: Machine, name: Any) -> None:
-    if name is None:  # STACK_GLOBAL
+    # The opcode is STACK_GLOBAL
+    if name is None:
         module, name = machine.stack[-2:]
         del machine.stack[-2:]
         if not isinstance(module, str) or not isinstance(name, str):
@@ -213,7 +219,7 @@ def _call(machine: Machine, _: Any) -> None:
 
 
 def _ordered(arguments: tuple[Any, ...]) -> _Ordered:
-    """An OrderedDict of nothing, or of [[key, value], ...] as Python 2 wrote it."""
+    """Return an OrderedDict, empty or of [[key, value], ...] as Python 2 wrote it."""
     made = _Ordered()
     if not arguments:
         return made
@@ -223,12 +229,14 @@ def _ordered(arguments: tuple[Any, ...]) -> _Ordered:
         if type(pair) is not list or len(pair) != 2:
             raise InputError(_DAMAGED)
         _fill(made, pair)
-    arguments[0].clear()  # nothing needs it again, and a long one could be gone through a million times
+    # It is not needed again, and a pickle could read a long list a million times
+    arguments[0].clear()
     return made
 
 
 def _build(machine: Machine, _: Any) -> None:
-    machine.stack.pop()  # the state, ignored
+    # The state is ignored
+    machine.stack.pop()
     if not isinstance(machine.stack[-1], _Ordered | _Ignored):
         raise _refused("sets the state of an object")
 

@@ -1,4 +1,4 @@
-"""Named tensors from safetensors and PyTorch files, and to safetensors files."""
+"""Read named tensors from safetensors and PyTorch files, and write safetensors files."""
 
 import contextlib
 import json
@@ -31,19 +31,21 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-# Where checkpoints keep their weights, the first that is there; averages only where there is nothing else.
+# Keys of the weights in checkpoints, the first that exists; averages only if there is nothing else
 _INSIDE = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params")
 _AVERAGES = ("state_dict_ema", "model_ema")
-_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+# Of DataParallel and of torch.compile
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors or PyTorch file by name, as read-only views of the file, which is mapped.
+    """Return the tensors of a safetensors or PyTorch file by name, as read-only views of the mapped file.
 
-    The content decides what the file is, not its name. In a checkpoint, the weights are what is under "state_dict",
-    "model" and the like; averages ("state_dict_ema", "model_ema") are taken only where there is none of these. What
-    is no tensor beside them is left out, and so is a `module.` or `_orig_mod.` in front of all names.
-    Raises InputError, with the path, for everything that is no such file or has no tensors. Nothing of it is ever run.
+    The content decides the format, not the name. In a checkpoint, the weights are under "state_dict", "model" and the
+    like; averages ("state_dict_ema", "model_ema") are used only if these are missing. Other values are left out, and so
+    is a prefix `module.` or `_orig_mod.` of all names. No code of the file is ever run.
+
+    Raises InputError, with the path, for all other files and files without tensors.
     """
     try:
         return _unwrapped(_read(path))
@@ -75,9 +77,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _weights(file: TorchFile) -> dict[str, np.ndarray]:
-    """The tensors of the innermost state dict."""
+    """Return the tensors of the innermost state dict."""
     found = file.value
-    for _ in range(8):  # a dict can be in itself
+    # A dict can contain itself
+    for _ in range(8):
         if not isinstance(found, dict):
             break
         inside = (found.get(key) for key in (*_INSIDE, *_AVERAGES))
@@ -108,14 +111,15 @@ def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(data: np.ndarray) -> dict[str, np.ndarray]:
-    """The format is read here since the library copies every tensor, and takes the last of two with the same name."""
+    """Read the format here: the library copies tensors and accepts a name twice."""
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > MAX_HEADER:
         raise InputError(f"a header of {length:,} bytes, over {MAX_HEADER:,}; not safetensors, or damaged")
     if 8 + length > data.size:
         raise InputError("the file is cut short in its header; download it again")
     header, body = data[8 : 8 + length].tobytes(), data[8 + length :]
-    if header.count(b"{") > MAX_TENSORS + 2:  # before it is parsed, which can take gigabytes
+    # Checked before parsing, which can take gigabytes
+    if header.count(b"{") > MAX_TENSORS + 2:
         raise InputError(f"over {MAX_TENSORS:,} tensors; split the file")
     places = {name: _place(name, entry) for name, entry in _entries(header).items()}
     _check_places({name: (begin, end) for name, (_, _, begin, end) in places.items()}, body.size)
@@ -138,7 +142,8 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         if name in table:
             raise ValueError(f"{name[:100]!r} is there twice")
-        name.encode()  # refuses halves of characters
+        # Refuses lone surrogates
+        name.encode()
         table[name] = value
     return table
 
@@ -148,7 +153,7 @@ def _refuse(constant: str) -> None:
 
 
 def _place(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
-    """The dtype and shape of an entry of the header, and from where to where its bytes are."""
+    """Return dtype, shape, and start and end of the bytes of an entry of the header."""
     where = f"tensor {name[:200]!r}:"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise InputError(f"{where} its header is not dtype, shape and data_offsets; save the file again")
@@ -166,7 +171,7 @@ def _place(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
 
 
 def _check_places(places: dict[str, tuple[int, int]], size: int) -> None:
-    """Checks that the places are all the bytes that there are, each once."""
+    """Check that the places cover all bytes, each once."""
     position = 0
     for name, (begin, end) in sorted(places.items(), key=lambda place: place[1]):
         if begin != position:
@@ -180,9 +185,9 @@ def _check_places(places: dict[str, tuple[int, int]], size: int) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, all or not at all.
+    """Write a safetensors file, completely or not at all.
 
-    Raises InputError, with the path, where a tensor's name or dtype cannot be written, or the file cannot.
+    Raises InputError, with the path, if the file or the name or dtype of a tensor cannot be written.
     """
     arrays = {name: np.asarray(value, order="C") for name, value in tensors.items()}
     known = {dtype.name for dtype in _DTYPES.values()}
@@ -194,10 +199,12 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         partial.touch()
         mode = partial.stat().st_mode
         save_file(arrays, partial, None if metadata is None else dict(metadata))
-        partial.chmod(mode)  # the library makes files that only their owner may read
+        # The library makes files that only their owner may read
+        partial.chmod(mode)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be written ({first_line(error)}); name another file") from error
     finally:
-        with contextlib.suppress(OSError):  # it is not there
+        # The file may be missing
+        with contextlib.suppress(OSError):
             partial.unlink()

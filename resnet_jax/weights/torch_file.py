@@ -1,4 +1,4 @@
-"""The two kinds of files that torch.save writes: a zip archive (since torch 1.6) and a row of pickles (before)."""
+"""Read both formats of torch.save: a zip archive (since torch 1.6) and a row of pickles (before)."""
 
 import itertools
 import math
@@ -14,24 +14,27 @@ from resnet_jax.weights.pickled import MAX_BYTES, Machine, Storage, Tensor, inte
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
-LEGACY = _MAGIC.to_bytes(10, "little")  # within the first bytes
-_MAX_DIRECTORY = 8 << 20  # about 100,000 entries
-_MAX_RANK = 64  # numpy's
+# Found within the first bytes of a file
+LEGACY = _MAGIC.to_bytes(10, "little")
+# About 100,000 entries
+_MAX_DIRECTORY = 8 << 20
+# NumPy's limit
+_MAX_RANK = 64
 _CUT = "the file is cut short; download it again"
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What was saved, with a `Tensor` for each tensor, and the bytes of its storages, which are views of the file."""
+    """The saved value, with a `Tensor` for each tensor, and its storages as views of the file."""
 
     value: Any
     storages: dict[str, np.ndarray]
 
 
 def view(file: TorchFile, tensor: Tensor) -> np.ndarray:
-    """The numbers of a tensor, read-only, where they are in the file.
+    """Return the numbers of a tensor as a read-only view of the file.
 
-    Raises InputError, without the file, where they are not all in its storage, or more of them than the storage has.
+    Raises InputError, without the file name, if its storage does not hold all of them, or holds fewer numbers.
     """
     storage, offset, size, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
     if type(size) is not tuple or type(stride) is not tuple or not len(size) == len(stride) <= _MAX_RANK:
@@ -41,16 +44,18 @@ def view(file: TorchFile, tensor: Tensor) -> np.ndarray:
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) > storage.numel or (0 not in size and last >= storage.numel):
         raise InputError(f"it needs more numbers than the {storage.numel:,} of its storage; save a contiguous copy")
-    if math.prod(n or 1 for n in size) >= 1 << 60:  # only where it is empty
+    # Only an empty tensor can be this large
+    if math.prod(n or 1 for n in size) >= 1 << 60:
         raise InputError("its shape is larger than any array; save it again")
     dtype = storage.dtype
     strides = [step * dtype.itemsize if n > 1 and 0 not in size else 0 for n, step in zip(size, stride, strict=True)]
     start = 0 if 0 in size else offset * dtype.itemsize
-    return np.ndarray(size, dtype, file.storages[storage.key], start, strides)  # checks the bounds once more
+    # NumPy checks the bounds again
+    return np.ndarray(size, dtype, file.storages[storage.key], start, strides)
 
 
 def read_zip(file: BinaryIO, data: np.ndarray) -> TorchFile:
-    """The zip archive in an open file, whose bytes are `data`; raises InputError, without the file."""
+    """Read the zip archive in an open file with the bytes `data`; InputErrors do not name the file."""
     infos, end = _directory(file, data)
     top = _top([info.filename for info in infos])
     entries = _entries(infos, end, data)
@@ -65,7 +70,7 @@ def read_zip(file: BinaryIO, data: np.ndarray) -> TorchFile:
 
 
 def _top(names: list[str]) -> str:
-    """The folder, with its slash, that everything in the archive is in."""
+    """Return the folder, with its slash, that contains everything in the archive."""
     tops = [name.removesuffix("data.pkl") for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(tops) != 1:
         raise InputError("a zip archive, but not one of torch.save (no data.pkl); name a weights file")
@@ -83,7 +88,7 @@ def _sized(storage: Storage, raw: np.ndarray | None) -> np.ndarray:
 
 
 def _directory(file: BinaryIO, data: np.ndarray) -> tuple[list[zipfile.ZipInfo], int]:
-    """The entries of a zip archive, and where their bytes must have ended."""
+    """Return the entries of a zip archive, and the offset at which their bytes must have ended."""
     _check_end(data[-98:].tobytes(), data.size)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -96,7 +101,7 @@ def _directory(file: BinaryIO, data: np.ndarray) -> tuple[list[zipfile.ZipInfo],
 
 
 def _entries(infos: list[zipfile.ZipInfo], end: int, data: np.ndarray) -> dict[str, np.ndarray]:
-    """The bytes of all entries by name; only for archives whose entries are stored as they are, each in its place."""
+    """Return the bytes of all entries by name; they must be uncompressed and must not overlap."""
     spans = {info.filename: (info.header_offset, *_span(info, data)) for info in infos}
     edges = [edge for first, _, last in sorted(spans.values()) for edge in (first, last)]
     if any(one > other for one, other in itertools.pairwise([*edges, end])):
@@ -105,7 +110,7 @@ def _entries(infos: list[zipfile.ZipInfo], end: int, data: np.ndarray) -> dict[s
 
 
 def _check_end(tail: bytes, size: int) -> None:
-    """Checks the end records of a zip archive, so that the directory is small and where all who read it look."""
+    """Check the end records of a zip archive: its directory must be small and where readers expect it."""
     if tail[-22:-18] != b"PK\5\6" or tail[-2:] != b"\0\0":
         raise InputError("the zip archive is cut short or followed by other bytes; download it again")
     length = int.from_bytes(tail[-10:-6], "little")
@@ -118,7 +123,7 @@ def _check_end(tail: bytes, size: int) -> None:
 
 
 def _span(info: zipfile.ZipInfo, data: np.ndarray) -> tuple[int, int]:
-    """From where to where an entry's bytes are in the file."""
+    """Return start and end of the bytes of an entry in the file."""
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & 1:
         raise InputError(f"{info.filename[:100]!r} in it is compressed, which torch.save does not do; save it again")
     start = max(info.header_offset, 0)
@@ -133,7 +138,7 @@ def _span(info: zipfile.ZipInfo, data: np.ndarray) -> tuple[int, int]:
 
 
 def read_legacy(data: np.ndarray) -> TorchFile:
-    """The row of pickles in a file's bytes; raises InputError, without the file."""
+    """Read the row of pickles in the bytes of a file; InputErrors do not name the file."""
     magic, at = _pickle(data, 0, 4096)
     protocol, at = _pickle(data, at, 4096)
     system, at = _pickle(data, at, 4096)
@@ -161,7 +166,7 @@ def _pickle(data: np.ndarray, at: int, limit: int) -> tuple[Machine, int]:
 
 
 def _storage(storage: Storage, data: np.ndarray, at: int) -> tuple[np.ndarray, int]:
-    """A storage, which its number of numbers precedes, and where it ends."""
+    """Return a storage, whose length precedes it, and the offset of its end."""
     start = at + 8
     end = start + storage.numel * storage.dtype.itemsize
     if end > data.size:

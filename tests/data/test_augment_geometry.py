@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data.augment import affine, pad_crop
-from resnet_jax.data.augment.erase import cutout, erased, random_erase
+from resnet_jax.data.augment.erase import cutout, fill_box, random_erase
 from resnet_jax.data.augment.geometry import alternating_flip, random_box, random_resized_crop, resized
 
 RANDOM = np.random.default_rng(0)
@@ -129,7 +129,7 @@ def test_erasing():
     np.testing.assert_array_equal(rows * columns, holes.sum((1, 2))[hit])  # rectangles
     expected = IMAGE.copy()
     expected[2:5, 3:10] = 7
-    np.testing.assert_array_equal(erased(image, jnp.array([2, 3]), jnp.array([3, 7]), 7), expected)
+    np.testing.assert_array_equal(fill_box(image, jnp.array([2, 3]), jnp.array([3, 7]), 7), expected)
 
 
 @pytest.mark.parametrize("change", [partial(cutout, size=4), partial(random_erase, probability=1.0)])

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.data.augment import affine, augment_one, change_each, color, policies
+from resnet_jax.data.augment import affine, augment_one, color, map_images, policies
 from resnet_jax.data.augment.erase import cutout, random_erase
 from resnet_jax.data.augment.geometry import random_resized_crop
 from resnet_jax.data.augment.jitter import jitter
-from resnet_jax.data.augment.operations import Operation, operate, operate_in_turn
+from resnet_jax.data.augment.operations import Operation, apply_op, apply_ops
 from resnet_jax.data.augment.tables import IMAGENET
-from resnet_jax.train.devices import data_mesh, split
+from resnet_jax.parallel.sharding import batch_sharding, data_mesh
 
 IMAGES = jax.random.randint(jax.random.key(0), (16, 18, 14, 3), 0, 220).astype(jnp.uint8)
 DIRECT = {
@@ -35,10 +35,10 @@ DIRECT = {
     Operation.INVERT: (0.0, color.invert),
     Operation.SOLARIZE_ADD: (66.0, lambda x: color.solarize_add(x, 66)),
 }
-OPERATE = jax.jit(jax.vmap(partial(operate, fill=128)))
+OPERATE = jax.jit(jax.vmap(partial(apply_op, fill=128)))
 CHANGES = {
-    "randaugment_increasing": policies.randaugment_increasing,
-    "trivial": partial(policies.trivial_augment, interpolation="bilinear"),
+    "randaugment_inc": policies.randaugment_inc,
+    "trivialaugment_wide": partial(policies.trivialaugment_wide, interpolation="bilinear"),
     "imagenet": partial(policies.autoaugment, policy=IMAGENET),
     "others": partial(
         augment_one,
@@ -67,28 +67,37 @@ def test_each_operation_of_the_sequence_is_the_operation(channels):
 def test_operations_in_turn():
     names, arguments = jnp.array([Operation.ROTATE, Operation.EQUALIZE], jnp.int32), jnp.array([20.0, 0])
     expected = jax.jit(lambda image: color.equalize(affine.rotate(image, 20.0)))(IMAGES[0])
-    np.testing.assert_array_equal(jax.jit(operate_in_turn)(IMAGES[0], names, arguments), expected)
+    np.testing.assert_array_equal(jax.jit(apply_ops)(IMAGES[0], names, arguments), expected)
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_key_and_image_decide_alone(name):
-    """Not the batch, its size, the compiler nor the devices."""
+    """Not the batch, its size, nor the devices: sixteen images on eight devices, and each alone on one."""
     change, key = CHANGES[name], jax.random.key(7)
-    batched = jax.jit(partial(change_each, change=change))
-    whole = batched(key, IMAGES)
-    assert (whole.shape, whole.dtype) == (IMAGES.shape, IMAGES.dtype)
-    spread = batched(key, jax.device_put(IMAGES, split(data_mesh(8))))
+    batched, alone = jax.jit(partial(map_images, change=change)), jax.jit(change)
+    images = jax.device_put(IMAGES, batch_sharding(data_mesh(8)))
+    spread = batched(key, images)
+    assert (spread.shape, spread.dtype) == (IMAGES.shape, IMAGES.dtype)
     assert len(spread.sharding.device_set) == 8
-    np.testing.assert_array_equal(spread, whole)
-    alone = change if name == "others" else jax.jit(change)  # not compiled, and compiled for one image
+    for place, (image, result) in enumerate(zip(IMAGES, np.asarray(spread), strict=True)):
+        np.testing.assert_array_equal(alone(jax.random.fold_in(key, place), image), result)
+    assert (np.asarray(batched(jax.random.key(8), images)) != spread).any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_compiler_and_the_size_of_the_batch_do_not_decide(name):
+    change, key = CHANGES[name], jax.random.key(7)
+    whole = jax.jit(partial(map_images, change=change))(key, IMAGES)
+    # Not compiled, and compiled for one image
+    alone = change if name == "others" else jax.jit(change)
     np.testing.assert_array_equal(alone(jax.random.fold_in(key, 5), IMAGES[5]), whole[5])
-    assert (np.asarray(batched(jax.random.key(8), IMAGES)) != whole).any()
 
 
 def test_magnitude_zero_of_the_operations_that_grow_with_it():
     """What is left are those without a magnitude: of RandAugment, autocontrast and equalize."""
     stretched = IMAGES.at[:, 0, 0].set(255).at[:, 0, 1].set(0)  # which autocontrast leaves alone
-    out = jax.jit(partial(change_each, change=partial(policies.randaugment, count=1, magnitude=0.0)))(
+    out = jax.jit(partial(map_images, change=partial(policies.randaugment, count=1, magnitude=0.0)))(
         jax.random.key(0), stretched
     )
     allowed = jax.jit(jax.vmap(lambda image: jnp.stack([image, color.equalize(image), color.solarize(image, 255)])))(
@@ -97,11 +106,11 @@ def test_magnitude_zero_of_the_operations_that_grow_with_it():
     assert (allowed == out[:, None]).all((2, 3, 4)).any(1).all()
 
 
-@pytest.mark.parametrize("policy", [policies.randaugment, policies.trivial_augment])
+@pytest.mark.parametrize("policy", [policies.randaugment, policies.trivialaugment_wide])
 def test_operations_are_drawn_evenly(policy, monkeypatch):
-    monkeypatch.setattr(policies, "operate", lambda image, name, argument, **_: jnp.stack([1.0 * name, argument]))
+    monkeypatch.setattr(policies, "apply_op", lambda image, name, argument, **_: jnp.stack([1.0 * name, argument]))
     monkeypatch.setattr(
-        policies, "operate_in_turn", lambda image, names, arguments, **_: jnp.stack([1.0 * names[0], arguments[0]])
+        policies, "apply_ops", lambda image, names, arguments, **_: jnp.stack([1.0 * names[0], arguments[0]])
     )
     drawn = jax.jit(jax.vmap(lambda key: policy(key, IMAGES[0])))(jax.random.split(jax.random.key(0), 2800))
     counts = Counter(np.asarray(drawn[:, 0], int).tolist())
@@ -113,9 +122,9 @@ def test_operations_are_drawn_evenly(policy, monkeypatch):
 
 
 def test_only_the_increasing_policy_leaves_half_of_the_operations_out(monkeypatch):
-    monkeypatch.setattr(policies, "operate_in_turn", lambda image, names, arguments, **_: names)
+    monkeypatch.setattr(policies, "apply_ops", lambda image, names, arguments, **_: names)
     keys = jax.random.split(jax.random.key(0), 1000)
-    names = jax.jit(jax.vmap(lambda key: policies.randaugment_increasing(key, IMAGES[0], count=3)))(keys)
+    names = jax.jit(jax.vmap(lambda key: policies.randaugment_inc(key, IMAGES[0], count=3)))(keys)
     assert names.shape == (1000, 3)
     assert 0.46 < (names == Operation.IDENTITY).mean() < 0.54
 

@@ -10,8 +10,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from resnet_jax.data import cifar
-from resnet_jax.data.cifar import CIFAR10_CLASSES, CIFAR10_FILES, cifar10, cifar100
+from resnet_jax.data.formats import cifar
+from resnet_jax.data.formats.cifar import CIFAR10_CLASSES, CIFAR10_FILES, cifar10, cifar100
 from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
 
@@ -46,7 +46,7 @@ def test_binary_records_are_label_then_red_green_blue_planes(tmp_path):
         file.seek(3 * 3073)
         file.write(record.tobytes())
     example = cifar10("train", tmp_path).read(10_003)
-    assert example.label == 7
+    assert example.target == 7
     np.testing.assert_array_equal(example.image, planes.reshape(3, 32, 32).transpose(1, 2, 0))
 
 
@@ -94,6 +94,7 @@ def test_a_pickle_that_is_not_the_official_one_is_never_opened(tmp_path):
     assert (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_real_cifar10_is_the_same_in_both_layouts(real_data, tmp_path):
     subprocess.run([sys.executable, real_data / "make_cifar10.py", tmp_path], check=True, capture_output=True)
     for split, size in (("train", 50_000), ("test", 10_000)):

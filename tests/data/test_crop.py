@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnet_jax.data.crop import random_box, random_resized_crop, uniforms
+from resnet_jax.data.augment.host_crop import random_box_host, random_resized_crop_host, uniforms
 
 
 def test_uniforms_are_pinned():
@@ -24,13 +24,13 @@ GOLDEN = [0.575300433347867, 0.4214513002125032, 0.6987130805958253]
 
 @given(st.integers(1, 600), st.integers(1, 600), st.integers(0, 2**32))
 def test_boxes_lie_within_the_image(height, width, position):
-    left, top, right, bottom = random_box(height, width, uniforms(0, position, 40))
+    left, top, right, bottom = random_box_host(height, width, uniforms(0, position, 40))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
 
 def test_areas_and_ratios_are_as_asked():
-    boxes = np.array([random_box(500, 400, uniforms(0, position, 40)) for position in range(2000)])
+    boxes = np.array([random_box_host(500, 400, uniforms(0, position, 40)) for position in range(2000)])
     w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
     areas, ratios = w * h / (500 * 400), w / h
     assert areas.min() >= 0.078
@@ -43,15 +43,15 @@ def test_areas_and_ratios_are_as_asked():
 
 @pytest.mark.parametrize(("height", "width", "box"), [(10, 1000, (493, 0, 506, 10)), (1000, 10, (0, 493, 10, 506))])
 def test_where_no_draw_fits_the_centre_is_taken(height, width, box):
-    assert random_box(height, width, np.full(40, 0.999)) == box
+    assert random_box_host(height, width, np.full(40, 0.999)) == box
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_crop_is_the_box_scaled(channels):
     image = np.random.default_rng(0).integers(0, 256, (60, 80, channels), np.uint8)
     draws = uniforms(0, 7, 40)
-    out = random_resized_crop(image, 24, draws, interpolation="bicubic")
-    left, top, right, bottom = random_box(60, 80, draws)
+    out = random_resized_crop_host(image, 24, draws, interpolation="bicubic")
+    left, top, right, bottom = random_box_host(60, 80, draws)
     picture = (
         Image.fromarray(image.squeeze()).crop((left, top, right, bottom)).resize((24, 24), Image.Resampling.BICUBIC)
     )

@@ -47,7 +47,7 @@ def test_held_out_images_are_always_the_same_and_in_one_split_only(tmp_path):
 
 @pytest.mark.parametrize("validation", [1437, 5000])
 def test_holding_out_everything_is_refused(tmp_path, validation):
-    with pytest.raises(InputError, match=f"data.validation is {validation}; digits has 1,437"):
+    with pytest.raises(InputError, match=f"data.num_validation is {validation}; digits has 1,437"):
         open_split("digits", "train", tmp_path, validation)
 
 
@@ -79,7 +79,7 @@ def test_arrays_as_keras_hands_them_out():
         assert (train.size, test.size, train.classes, test.classes) == (6, 2, ("0", "1", "2"), ("0", "1", "2"))
         np.testing.assert_array_equal(to_arrays(train)[0], x.reshape(6, *shape[:2], -1))
         assert to_arrays(train)[1].tolist() == [0, 1, 2, 0, 1, 2]
-        assert pickle.loads(pickle.dumps(test)).read(1).label == 1
+        assert pickle.loads(pickle.dumps(test)).read(1).target == 1
     assert sources_from_arrays((x, y), (x, y), ["a", "b", "c", "d"])[0].classes == ("a", "b", "c", "d")
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data.decode import decode, resize_crop
+from resnet_jax.data.image import decode, resize_crop
 from resnet_jax.errors import InputError
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)

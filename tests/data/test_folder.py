@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from resnet_jax.data.datasets import found_in, open_split
-from resnet_jax.data.decode import Fit, decode, resize_crop
-from resnet_jax.data.folder import image_folder
+from resnet_jax.data.formats.folder import image_folder
+from resnet_jax.data.image import Preprocessing, decode, resize_crop
 from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
-from resnet_jax.evaluation import evaluate_run
+from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.recipe import Data
-from resnet_jax.train.job import open_sources
-from resnet_jax.train.run import train_recipe
+from resnet_jax.training.options import RunOptions
+from resnet_jax.training.run import train
+from resnet_jax.training.setup import open_sources
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
 
@@ -44,7 +45,7 @@ def levels(source):
 def test_layouts(tmp_path, test):
     layout(tmp_path / "pets", test)
     for split in ("train", "test"):
-        source = open_split("folder:pets", split, tmp_path, fit=Fit(8))
+        source = open_split("folder:pets", split, tmp_path, preprocessing=Preprocessing(image_size=8))
         assert (source.size, source.classes) == (8, ("ant", "bee"))
         images, labels = to_arrays(source)
         assert (images.dtype, images.shape) == (np.uint8, (8, 8, 8, 3))
@@ -54,16 +55,16 @@ def test_layouts(tmp_path, test):
 def test_a_test_folder_goes_before_val(tmp_path):
     layout(tmp_path, "val")
     layout(tmp_path, "test", count=1)
-    assert image_folder("test", Path(), str(tmp_path), Fit(8)).size == 2
+    assert image_folder("test", Path(), str(tmp_path), Preprocessing(image_size=8)).size == 2
 
 
 def test_the_order_is_that_of_the_names(tmp_path):
     names = ("b/10.png", "b/2.png", "b/A.PNG", "b/a/z.png", "b/a1.png", "c/0.png")
     for level, name in reversed(list(enumerate(names))):
         put(tmp_path / "train" / name, level)
-    source = image_folder("train", tmp_path, ".", Fit(8))
+    source = image_folder("train", tmp_path, ".", Preprocessing(image_size=8))
     assert levels(source) == list(range(6))
-    assert [source.read(index).label for index in range(6)] == [0, 0, 0, 0, 0, 1]
+    assert [source.read(index).target for index in range(6)] == [0, 0, 0, 0, 0, 1]
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):
@@ -91,7 +92,7 @@ def test_every_kind_of_file_becomes_rgb_of_the_size(tmp_path):
         Image.fromarray(RGB).convert(mode).save(folder / f"{mode}.{suffix}")
     Image.fromarray(np.linspace(0, 65535, 120).reshape(12, 10).astype(np.uint16)).save(folder / "deep.tiff")
     Image.fromarray(RGB).save(folder / "windows.BMP")
-    images, _ = to_arrays(image_folder("train", tmp_path, ".", Fit(8)))
+    images, _ = to_arrays(image_folder("train", tmp_path, ".", Preprocessing(image_size=8)))
     assert (images.dtype, images.shape) == (np.uint8, (9, 8, 8, 3))
     assert all(20 < image.mean() < 235 for image in images)
 
@@ -103,7 +104,7 @@ def test_images_are_upright_and_as_prediction_sees_them(tmp_path):
     path = tmp_path / "train" / "a" / "turned.png"
     Image.fromarray(RGB).save(path, exif=exif.tobytes())
     np.testing.assert_array_equal(image_folder("train", tmp_path, ".").read(0).image, np.rot90(RGB, -1))
-    small = image_folder("train", tmp_path, ".", Fit(8)).read(0).image
+    small = image_folder("train", tmp_path, ".", Preprocessing(image_size=8)).read(0).image
     np.testing.assert_array_equal(small, resize_crop(decode(path, 3), 8, 8))
 
 
@@ -115,13 +116,18 @@ def test_one_size_needs_no_size(tmp_path):
 def test_several_sizes_need_one(tmp_path):
     layout(tmp_path, count=50)
     put(tmp_path / "train" / "bee" / "zzz.png", size=(7, 6))
-    with pytest.raises(InputError, match=r"train: images of 12 x 10 and 6 x 7 pixels; set data.size"):
+    with pytest.raises(InputError, match=r"train: images of 12 x 10 and 6 x 7 pixels; set data.image_size"):
         open_split("folder:.", "train", tmp_path)
     (tmp_path / "train" / "bee" / "zzz.png").unlink()
     put(tmp_path / "train" / "ant" / "001.png", size=(7, 6))  # which no quick look finds
-    with pytest.raises(InputError, match=r"images of 12 x 10 and 6 x 7 pixels; set data.size"):
+    with pytest.raises(InputError, match=r"images of 12 x 10 and 6 x 7 pixels; set data.image_size"):
         to_arrays(open_split("folder:.", "train", tmp_path))
-    assert to_arrays(open_split("folder:.", "train", tmp_path, fit=Fit(5)))[0].shape == (100, 5, 5, 3)
+    assert to_arrays(open_split("folder:.", "train", tmp_path, preprocessing=Preprocessing(image_size=5)))[0].shape == (
+        100,
+        5,
+        5,
+        3,
+    )
 
 
 def test_splits_of_different_sizes_need_one(tmp_path, tiny):
@@ -129,7 +135,7 @@ def test_splits_of_different_sizes_need_one(tmp_path, tiny):
     put(tmp_path / "val" / "ant" / "000.png", size=(7, 6))
     for path in (tmp_path / "val").rglob("*.png"):
         put(path, size=(7, 6))
-    with pytest.raises(InputError, match=r"folder:\.: the splits have images of different sizes; set data.size"):
+    with pytest.raises(InputError, match=r"folder:\.: the splits have images of different sizes; set data.image_size"):
         open_sources(replace(tiny, data=Data(name="folder:.")), tmp_path)
 
 
@@ -145,7 +151,7 @@ def test_classes_must_agree(tmp_path, extra, message):
     put(tmp_path / extra)
     for split in ("train", "test"):
         with pytest.raises(InputError, match=message):
-            image_folder(split, tmp_path, ".", Fit(8))
+            image_folder(split, tmp_path, ".", Preprocessing(image_size=8))
 
 
 def test_an_empty_class_is_named(tmp_path):
@@ -154,7 +160,7 @@ def test_an_empty_class_is_named(tmp_path):
         (tmp_path / split / "cat").mkdir()
         (tmp_path / split / "cat" / "notes.txt").write_text("none yet")
     with pytest.raises(InputError, match=r"train/cat: no images here \(\.bmp, .*; add some or remove the class"):
-        image_folder("train", tmp_path, ".", Fit(8))
+        image_folder("train", tmp_path, ".", Preprocessing(image_size=8))
 
 
 def test_folders_of_another_layout(tmp_path):
@@ -169,7 +175,7 @@ def test_folders_of_another_layout(tmp_path):
     with pytest.raises(InputError, match=r"loose/train: no folders of classes here; expected train/CLASS/"):
         open_split("folder:loose", "train", tmp_path)
     put(tmp_path / "half" / "train" / "ant" / "a.png")
-    with pytest.raises(InputError, match=r"half: no val/ in this folder; .*or hold training images out by data.valid"):
+    with pytest.raises(InputError, match=r"half: no val/ in this folder; .*or hold training images out by data.num_"):
         open_split("folder:half", "test", tmp_path)
 
 
@@ -179,7 +185,7 @@ def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path):
     put(tmp_path / "train" / "ant" / "closed" / "a.png")
     (tmp_path / "train" / "ant" / "closed").chmod(0)
     with pytest.raises(PermissionError):
-        image_folder("train", tmp_path, ".", Fit(8))
+        image_folder("train", tmp_path, ".", Preprocessing(image_size=8))
     (tmp_path / "train" / "ant" / "closed").chmod(0o700)
 
 
@@ -190,8 +196,10 @@ def test_a_path_is_needed(tmp_path, name):
 
 
 def test_other_data_sets_take_no_size(tmp_path):
-    with pytest.raises(InputError, match=r"data.size is 16; digits has images of one size, leave data.size out"):
-        open_split("digits", "train", tmp_path, fit=Fit(16))
+    with pytest.raises(
+        InputError, match=r"data.image_size is 16; digits has images of one size, leave data.image_size out"
+    ):
+        open_split("digits", "train", tmp_path, preprocessing=Preprocessing(image_size=16))
     with pytest.raises(InputError, match=r"unknown data set 'foldr:pets'; nearest: folder:PATH"):
         open_split("foldr:pets", "train", tmp_path)
 
@@ -202,7 +210,9 @@ def test_the_data_folder_goes_before_the_working_directory(tmp_path, monkeypatch
     layout(tmp_path / "here", count=3)
     monkeypatch.chdir(tmp_path)
     for path, home, size in (("pets", "data", 2), ("here", "", 6), (tmp_path / "pets", "data", 4)):
-        assert open_split(f"folder:{path}", "train", Path("data"), fit=Fit(8)).size == size
+        assert (
+            open_split(f"folder:{path}", "train", Path("data"), preprocessing=Preprocessing(image_size=8)).size == size
+        )
         assert found_in(f"folder:{path}", Path("data")) == Path(home)
     assert found_in("digits", Path("data")) == Path("data")
 
@@ -210,7 +220,9 @@ def test_the_data_folder_goes_before_the_working_directory(tmp_path, monkeypatch
 def test_sources_are_picklable_and_know_where_they_are(tmp_path, monkeypatch):
     layout(tmp_path / "pets")
     monkeypatch.chdir(tmp_path)
-    packed = pickle.dumps(open_split("folder:pets", "train", Path("data"), validation=3, fit=Fit(8)))
+    packed = pickle.dumps(
+        open_split("folder:pets", "train", Path("data"), validation=3, preprocessing=Preprocessing(image_size=8))
+    )
     (tmp_path / "pets" / "train" / "ant" / "late.png").write_bytes(b"")  # nothing is listed again
     monkeypatch.chdir("/")
     assert to_arrays(pickle.loads(packed))[0].shape == (5, 8, 8, 3)
@@ -218,22 +230,25 @@ def test_sources_are_picklable_and_know_where_they_are(tmp_path, monkeypatch):
 
 def test_held_out_images(tmp_path):
     layout(tmp_path, count=10)
-    parts = [levels(open_split("folder:.", split, tmp_path, 5, Fit(8))) for split in ("train", "validation")]
+    parts = [
+        levels(open_split("folder:.", split, tmp_path, 5, Preprocessing(image_size=8)))
+        for split in ("train", "validation")
+    ]
     assert [len(part) for part in parts] == [15, 5]
     assert sorted(parts[0] + parts[1]) == list(range(20))
-    with pytest.raises(InputError, match=r"data.validation is 20; folder:\. has 20 training images"):
-        open_split("folder:.", "train", tmp_path, 20, Fit(8))
+    with pytest.raises(InputError, match=r"data.num_validation is 20; folder:\. has 20 training images"):
+        open_split("folder:.", "train", tmp_path, 20, Preprocessing(image_size=8))
 
 
 @pytest.mark.parametrize("cores", [1, 3, 64, None])
 def test_threads_read_what_one_would(tmp_path, monkeypatch, cores):
     layout(tmp_path, count=30)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    source = image_folder("train", tmp_path, ".", Fit(9))
+    source = image_folder("train", tmp_path, ".", Preprocessing(image_size=9))
     examples = [source.read(index) for index in range(source.size)]
     images, labels = to_arrays(source)
     np.testing.assert_array_equal(images, np.stack([example.image for example in examples]))
-    np.testing.assert_array_equal(labels, [example.label for example in examples])
+    np.testing.assert_array_equal(labels, [example.target for example in examples])
     assert images.flags.c_contiguous
 
 
@@ -242,30 +257,33 @@ def test_a_broken_image_is_named_the_first_of_several(tmp_path):
     for index in (7, 8, 50):
         next((tmp_path / "train").rglob(f"{index:03}.png")).write_bytes(b"no image")
     with pytest.raises(InputError, match=r"train/ant/007\.png: not an image"):
-        to_arrays(image_folder("train", tmp_path, ".", Fit(8)))
+        to_arrays(image_folder("train", tmp_path, ".", Preprocessing(image_size=8)))
 
 
 def test_a_run_finds_its_images_again_and_knows_its_classes(tmp_path, tiny, monkeypatch):
     layout(tmp_path / "pets", count=8)
-    recipe = replace(tiny, data=Data(name="folder:pets", size=8), steps=4)
+    recipe = replace(tiny, data=Data(name="folder:pets", image_size=8), steps=4)
     monkeypatch.chdir(tmp_path)
-    result = train_recipe(recipe, tmp_path / "run", data_dir=Path("data"), devices=1)
+    result = train(recipe, tmp_path / "run", options=RunOptions(data_dir=Path("data"), devices=1))
     monkeypatch.chdir("/")
-    step, metrics = evaluate_run(tmp_path / "run", devices=1)
-    assert (step, metrics.examples, metrics.wrong) == (4, 16, result.lines[-1]["test_wrong"])
+    step, values = evaluate(tmp_path / "run", devices=1)
+    assert (step, values["count"], values["errors"]) == (4, 16, result.rows[-1]["test/errors"])
     for split in ("train", "val"):
         (tmp_path / "pets" / split / "ant").rename(tmp_path / "pets" / split / "cat")
     with pytest.raises(InputError, match="run: trained on other classes or sizes than folder:pets has now"):
-        evaluate_run(tmp_path / "run", devices=1)
+        evaluate(tmp_path / "run", devices=1)
 
 
 def test_real_photos(real_data):
-    train, test = (open_split("folder:hymenoptera", split, real_data, fit=Fit(32)) for split in ("train", "test"))
+    train, test = (
+        open_split("folder:hymenoptera", split, real_data, preprocessing=Preprocessing(image_size=32))
+        for split in ("train", "test")
+    )
     assert train.classes == test.classes == ("ants", "bees")
     images, labels = to_arrays(train)
     assert images.shape == (244, 32, 32, 3)
     assert np.bincount(labels).tolist() == [123, 121]
     assert np.bincount(to_arrays(test)[1]).tolist() == [70, 83]
     assert 80 < images.mean() < 150
-    with pytest.raises(InputError, match=r"hymenoptera/train: images of .* pixels; set data.size"):
+    with pytest.raises(InputError, match=r"hymenoptera/train: images of .* pixels; set data.image_size"):
         open_split("folder:hymenoptera", "train", real_data)

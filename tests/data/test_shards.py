@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnet_jax.data import shards
-from resnet_jax.data.array_record import array_record
 from resnet_jax.data.datasets import found_in, open_split
-from resnet_jax.data.decode import Fit
-from resnet_jax.data.shards import MANIFEST, UNFINISHED, pack, read_manifest, unpack, write_manifest, write_records
-from resnet_jax.data.source import Encoded, MissingSplitError, to_arrays
+from resnet_jax.data.formats import shards
+from resnet_jax.data.formats.array_record import array_record
+from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, pack, read_index, unpack, write_index, write_records
+from resnet_jax.data.image import Preprocessing
+from resnet_jax.data.prepare import Packing, prepare_data
+from resnet_jax.data.source import MissingSplitError, RawExample, to_arrays
 from resnet_jax.errors import InputError, MachineError
-from resnet_jax.preparation import Packing, prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_records_there_and_back(content, label, name, channels):
     if isinstance(content, tuple):
         content = np.arange(np.prod(content)).astype(np.uint8).reshape(content)
         channels = content.shape[2]
-    item = unpack(pack(Encoded(content, label, name, "", channels)), "here")
-    assert (item.label, item.channels) == (label, channels)
+    item = unpack(pack(RawExample(content, label, name, "", channels)), "here")
+    assert (item.target, item.channels) == (label, channels)
     assert item.name == name.encode(errors="replace").decode()
     np.testing.assert_array_equal(item.content, content)
 
@@ -58,8 +58,8 @@ def test_records_there_and_back(content, label, name, channels):
 def test_the_format_of_a_record_is_what_it_was():
     pixels = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
     header = struct.pack("<HHIHHHH", 1, 1, 7, 2, 1, 2, 3)
-    assert pack(Encoded(pixels, 7, "ab", "", 3)) == header + b"ab" + bytes(range(6))
-    assert pack(Encoded(b"jpeg", 7, "", "", 1)) == struct.pack("<HHIHHHH", 1, 0, 7, 0, 0, 0, 1) + b"jpeg"
+    assert pack(RawExample(pixels, 7, "ab", "", 3)) == header + b"ab" + bytes(range(6))
+    assert pack(RawExample(b"jpeg", 7, "", "", 1)) == struct.pack("<HHIHHHH", 1, 0, 7, 0, 0, 0, 1) + b"jpeg"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,9 @@ def test_what_is_packed_is_read_again(digits):
         assert (source.size, source.classes) == (plain.size, plain.classes)
         for got, expected in zip(to_arrays(source), to_arrays(plain), strict=True):
             np.testing.assert_array_equal(got, expected)
-    assert open_split(f"array_record:{digits}", "train", Path(), fit=Fit(6, 0.9)).read(1436).image.shape == (6, 6, 1)
+    assert open_split(
+        f"array_record:{digits}", "train", Path(), preprocessing=Preprocessing(image_size=6, crop_pct=0.9)
+    ).read(1436).image.shape == (6, 6, 1)
 
 
 def test_the_data_folder_and_the_working_directory(digits, monkeypatch):
@@ -180,7 +182,7 @@ def test_without_its_list_a_folder_is_no_data_set(mine):
     ("change", "message"),
     [
         ({"format": "another"}, r"dataset.json: not what `resnet-jax prepare` writes \(format 'another'\)"),
-        ({"version": 2}, "dataset.json: version 2, this release reads version 1; pack anew"),
+        ({"version": 2}, "dataset.json: version 2, this release reads version 1; pack again"),
         ({"splits": {"train": {}}}, r"dataset.json: damaged \('shards'\)"),
         ({"splits": []}, "dataset.json: damaged"),
         ({"splits": {"train": {"shards": []}}}, "no train split here"),
@@ -213,14 +215,14 @@ def test_a_shard_that_is_described_wrongly(mine, change):
 
 
 def test_lists_there_and_back(mine):
-    manifest = read_manifest(mine / MANIFEST)
-    write_manifest(mine / "again.json", manifest)
+    manifest = read_index(mine / MANIFEST)
+    write_index(mine / "again.json", manifest)
     assert (mine / "again.json").read_text() == (mine / MANIFEST).read_text()
 
 
 def test_a_split_that_is_not_there(mine):
-    manifest = read_manifest(mine / MANIFEST)
-    write_manifest(mine / MANIFEST, manifest._replace(splits={"train": manifest.splits["train"]}))
+    manifest = read_index(mine / MANIFEST)
+    write_index(mine / MANIFEST, manifest._replace(splits={"train": manifest.splits["train"]}))
     with pytest.raises(MissingSplitError, match="no test split here, only train; hold training images out"):
         array_record("test", Path(), str(mine))
 

@@ -15,8 +15,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnet_jax.data.datasets import found_in, open_split, takes_fit
-from resnet_jax.data.decode import Fit
+from resnet_jax.data.datasets import found_in, open_split, takes_preprocessing
+from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import MissingSplitError, to_arrays
 from resnet_jax.errors import InputError
 
@@ -69,7 +69,7 @@ def pets(tmp_path_factory):
 @pytest.mark.parametrize("name", ["pets", "pets:1.0.0", "pets:1.*.*", "./pets/1.0.0"])
 def test_by_name_and_by_path(pets, name):
     folder = pets.parent.parent
-    assert takes_fit(f"tfds:{name}")
+    assert takes_preprocessing(f"tfds:{name}")
     assert found_in(f"tfds:{name}", folder) == folder
     for split, size in (("train", 20), ("test", 6)):
         source = open_split(f"tfds:{name}", split, folder)
@@ -80,7 +80,9 @@ def test_by_name_and_by_path(pets, name):
 
 
 def test_by_absolute_path_and_of_another_size(pets):
-    source = open_split(f"tfds:{pets}", "train", Path("elsewhere"), validation=5, fit=Fit(4))
+    source = open_split(
+        f"tfds:{pets}", "train", Path("elsewhere"), validation=5, preprocessing=Preprocessing(image_size=4)
+    )
     assert to_arrays(source)[0].shape == (15, 4, 4, 3)
 
 
@@ -105,7 +107,7 @@ def test_the_keys_are_those_of_supervised_learning(tmp_path):
     home = build(tmp_path, features=features, supervised=("image", "kind"), splits=splits)
     source = open_split(f"tfds:{home}", "train", tmp_path)
     assert source.classes == ("0", "1", "2")
-    assert [source.read(index).label for index in range(4)] == [2] * 4
+    assert [source.read(index).target for index in range(4)] == [2] * 4
     info = json.loads((home / "dataset_info.json").read_text())
     del info["supervisedKeys"]
     (home / "dataset_info.json").write_text(json.dumps(info))
@@ -127,9 +129,9 @@ def test_grey_images_and_images_of_several_sizes(tmp_path):
     features = FEATURES | {"image": tfds.features.Image(shape=(None, None, 1))}
     splits = {"train": [row | {"image": png(5, (8 + i, 9))} for i, row in enumerate(rows(4))]}
     home = build(tmp_path, features=features, splits=splits)
-    source = open_split(f"tfds:{home}", "train", tmp_path, fit=Fit(6))
+    source = open_split(f"tfds:{home}", "train", tmp_path, preprocessing=Preprocessing(image_size=6))
     np.testing.assert_array_equal(source.read(3).image, np.full((6, 6, 1), 5))
-    with pytest.raises(InputError, match=r"1\.0\.0: images of 9 x 8 and 9 x 9 pixels; set data.size"):
+    with pytest.raises(InputError, match=r"1\.0\.0: images of 9 x 8 and 9 x 9 pixels; set data.image_size"):
         open_split(f"tfds:{home}", "train", tmp_path)
 
 
@@ -137,12 +139,12 @@ def test_a_label_of_no_class_is_refused_at_once(tmp_path):
     splits = {"train": [row | {"label": -1} for row in rows(2)]}
     home = build(tmp_path, splits=splits)
     with pytest.raises(InputError, match=r"train example 0: label -1, expected 0 to 1"):
-        open_split(f"tfds:{home}", "train", tmp_path, fit=Fit(4))
+        open_split(f"tfds:{home}", "train", tmp_path, preprocessing=Preprocessing(image_size=4))
 
 
 def test_an_image_that_is_none(tmp_path):
     home = build(tmp_path, splits={"train": [row | {"image": b"text"} for row in rows(2)]})
-    source = open_split(f"tfds:{home}", "train", tmp_path, fit=Fit(4))
+    source = open_split(f"tfds:{home}", "train", tmp_path, preprocessing=Preprocessing(image_size=4))
     with pytest.raises(InputError, match=r"1\.0\.0: train example 1: not an image that can be read"):
         source.read(1)
 

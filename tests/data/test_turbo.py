@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnet_jax.data import decode as decoding
-from resnet_jax.data.decode import decode
+from resnet_jax.data import image as decoding
+from resnet_jax.data.image import decode
 from resnet_jax.errors import InputError
 
 

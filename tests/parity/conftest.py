@@ -1,6 +1,6 @@
 """What it takes to import torch, torchvision and timm, and networks of theirs whose every number is random.
 
-Without them nothing here is even imported: `pip install 'resnet-jax[parity]'`.
+Without them nothing here is even imported: `pip install -e '.[parity]'`.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ try:
 
     torch.set_num_threads(2)
 except ImportError as error:
-    MISSING = f"{error}: pip install 'resnet-jax[parity]'"
+    MISSING = f"{error}: pip install -e '.[parity]'"
 
 
 class Skipped(pytest.Module):

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from resnet_jax.data.augment import affine, color, policies
-from resnet_jax.data.augment.erase import erased, random_erase
+from resnet_jax.data.augment.erase import fill_box, random_erase
 from resnet_jax.data.augment.geometry import random_box, resized
 from resnet_jax.data.augment.mix import cutmix_weights
 from resnet_jax.data.augment.operations import Operation
@@ -68,7 +68,7 @@ def both(image, ours, theirs, *values):
         (lambda x: color.solarize(x, 127.5), lambda x: functional.solarize(x, 127.5)),
         (lambda x: x[:, ::-1], functional.horizontal_flip),
         (
-            lambda x: erased(x, jnp.array([2, 1]), jnp.array([5, 3]), 9),
+            lambda x: fill_box(x, jnp.array([2, 1]), jnp.array([5, 3]), 9),
             lambda x: functional.erase(x, 2, 1, 5, 3, torch.tensor(9)),
         ),
     ],
@@ -178,7 +178,7 @@ def test_policies_of_autoaugment(ours, theirs):
 
 @pytest.mark.parametrize("level", [0.0, 3.3, 7.0, 9.9, 10.0])
 def test_increasing_strengths_are_those_of_timm(level):
-    names, values, signed = policies.increasing_arguments(jnp.array([level]), 100, 200)
+    names, values, signed = policies.randaugment_inc_arguments(jnp.array([level]), 100, 200)
     assert len(timm_augment._RAND_INCREASING_TRANSFORMS) == len(names)
     for name, operation, value, sign in zip(
         timm_augment._RAND_INCREASING_TRANSFORMS, names, values[:, 0], signed, strict=True

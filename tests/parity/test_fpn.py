@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from torchvision.ops import FeaturePyramidNetwork
 
-from resnet_jax.model import fpn
+from resnet_jax.models import fpn
 
 CHANNELS = (4, 8, 16)
 

@@ -8,8 +8,8 @@ import timm.layers
 import torch
 from torch.nn import functional
 
-from resnet_jax.model.layers import Conv, SqueezeExcite, StandardizedConv, average_pool, blur_pool, max_pool
-from resnet_jax.model.norm import BatchNorm, group_norm
+from resnet_jax.models.layers import Conv, SqueezeExcite, StandardizedConv, average_pool, blur_pool, max_pool
+from resnet_jax.models.norm import BatchNorm, group_norm
 
 SHAPES = {1: (2, 13, 8), 2: (2, 9, 12, 8), 3: (2, 5, 7, 6, 8)}
 CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}

@@ -10,7 +10,7 @@ from timm.loss import BinaryCrossEntropy
 from torch.nn import functional
 
 from resnet_jax.recipe import Loss
-from resnet_jax.train.loss import make_loss
+from resnet_jax.tasks.make import make_task
 
 RANDOM = np.random.default_rng(0)
 LOGITS = (4 * RANDOM.normal(size=(8, 5))).astype(np.float32)
@@ -20,7 +20,7 @@ LABELS = RANDOM.integers(0, 2, (8, 5)).astype(np.float32)
 
 def mean(loss, label):
     """Ours, over the batch, and its gradient."""
-    value, slope = jax.value_and_grad(lambda x: make_loss(loss)(x, jnp.asarray(label)).mean())(jnp.asarray(LOGITS))
+    value, slope = jax.value_and_grad(lambda x: make_task(loss).loss(x, jnp.asarray(label)).mean())(jnp.asarray(LOGITS))
     return float(value), np.asarray(slope)
 
 
@@ -46,7 +46,7 @@ def test_cross_entropy(smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("sum_classes", [False, True])
 def test_binary_cross_entropy(smoothing, threshold, sum_classes):
-    loss = Loss(name="bce", label_smoothing=smoothing, threshold=threshold, sum_classes=sum_classes)
+    loss = Loss(name="bce", label_smoothing=smoothing, bce_target_thresh=threshold, sum_classes=sum_classes)
     function = BinaryCrossEntropy(smoothing, threshold, sum_classes=sum_classes)
     assert_same(mean(loss, CLASSES), reference(function, CLASSES))
 
@@ -57,10 +57,10 @@ def test_binary_cross_entropy_of_mixed_images(smoothing, threshold):
     """timm smooths the classes before it mixes them, with the same result as after it."""
     soft = mixup_target(torch.tensor(CLASSES), 5, 0.3, smoothing).numpy()
     plain = mixup_target(torch.tensor(CLASSES), 5, 0.3, 0.0).numpy()
-    loss = Loss(name="bce", label_smoothing=smoothing, threshold=threshold)
+    loss = Loss(name="bce", label_smoothing=smoothing, bce_target_thresh=threshold)
     assert_same(mean(loss, plain), reference(BinaryCrossEntropy(0.0, threshold), soft))
 
 
 def test_several_labels_and_regression():
     assert_same(mean(Loss(name="multilabel"), LABELS), reference(functional.binary_cross_entropy_with_logits, LABELS))
-    assert_same(mean(Loss(name="mean_squared_error"), LABELS), reference(functional.mse_loss, LABELS))
+    assert_same(mean(Loss(name="mse"), LABELS), reference(functional.mse_loss, LABELS))

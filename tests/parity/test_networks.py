@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.video import resnet as video
 
-from resnet_jax.backend import compiler_options
-from resnet_jax.model.shortcuts import ProjectionShortcut
-from resnet_jax.model.stems import ImageNetStem
-from resnet_jax.model.zoo import MODELS
-from resnet_jax.summary import totals
+from resnet_jax.models.shortcuts import ProjectionShortcut
+from resnet_jax.models.stems import ImageNetStem
+from resnet_jax.models.summary import model_cost
+from resnet_jax.models.zoo import MODELS
+from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.weights.names import abstract_variables, from_torch, to_state_dict, torch_names
 
 DEPTHS, WIDTH, CLASSES = (2, 1, 1, 1), 16, 10
@@ -304,10 +304,42 @@ def assert_near(ours, theirs, what, within=1e-4):
     assert worst < within, f"{what}: {worst}"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_maps_and_logits(name, randomize):
+# Of whose parts each is in another network that is compared every day
+SLOW = {
+    "wide_resnet50_2",
+    "seresnet50",
+    "resnet50c",
+    "resnet50s",
+    "resnetblur50",
+    "resnet50, all of it",
+    "resnet50, output stride 16",
+    "resnet50v2, output stride 16",
+    "resnet50 of torchvision, output stride 16",
+}
+assert set(NETWORKS) > SLOW
+
+
+def slowly(names, slow):
+    return [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+
+
+@pytest.mark.parametrize("name", slowly(NETWORKS, SLOW))
+def test_maps_and_logits_and_weights_there_and_back(name, randomize):
+    """In one test, for to make a network and to name its parameters takes as long as to compile it."""
     model, network = NETWORKS[name]()
     model, network = with_channels(model), randomize(network)
+    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    variables = variables_of(model, state)
+    assert_maps_and_logits(model, network, variables)
+    back = {key: torch.tensor(value) for key, value in to_state_dict(model, variables).items()}
+    randomize(network, seed=1)
+    network.load_state_dict(back, strict=True)
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(tensor, state[key]), key
+        assert tensor.dtype == back[key].dtype
+
+
+def assert_maps_and_logits(model, network, variables):
     maps = []
     for module in stages_of(model, network):
         # A copy, because timm's activations write over their input
@@ -319,30 +351,24 @@ def test_maps_and_logits(name, randomize):
         maps[-1] = maps[-1].clip(0)  # the last normalisation of timm's activates as well
 
     def both(v, x):
-        return model.apply(v, x, method="features"), model.apply(v, x)
+        """The maps, and the logits that follow from the last: as of the whole, which is compiled for some."""
+        features = model.apply(v, x, method="features")
+        if max(model.depths) > 2:
+            return features, model.apply(v, x)
+        return features, model.apply(v, features[-1], len(model.depths), method="forward_from_stage")
 
     compiled = jax.jit(both, compiler_options=compiler_options() | QUICKLY)
-    our_maps, our_logits = jax.device_get(compiled(variables_of(model, network.state_dict()), x))
+    our_maps, our_logits = jax.device_get(compiled(variables, x))
     assert len(maps) == len(our_maps) == len(model.depths)
     for i, (ours, theirs) in enumerate(zip(our_maps, maps, strict=True), 1):
         assert_near(ours, theirs, f"stage {i}")
     assert_near(our_logits, logits, "logits")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_there_and_back(name, randomize):
-    model, network = NETWORKS[name]()
-    model, network = with_channels(model), randomize(network)
-    state = {key: tensor.clone() for key, tensor in network.state_dict().items()}
-    back = {k: torch.tensor(v) for k, v in to_state_dict(model, variables_of(model, state)).items()}
-    randomize(network, seed=1)
-    network.load_state_dict(back, strict=True)
-    for key, tensor in network.state_dict().items():
-        assert torch.equal(tensor, state[key]), key
-        assert tensor.dtype == back[key].dtype
-
-
-@pytest.mark.parametrize("name", ["seresnext26d_32x4d", "resnet50v2"])
+@pytest.mark.parametrize(
+    "name",
+    slowly(("seresnet18", "resnet18v2", "seresnext26d_32x4d", "resnet50v2"), ("seresnext26d_32x4d", "resnet50v2")),
+)
 def test_gradients_and_running_statistics(name, randomize):
     # ReLU has another gradient where rounding changes a sign
     model, network = narrow(name, depths=(1, 1, 1, 1), smooth=True)
@@ -374,11 +400,22 @@ def known_to_timm():
     return [name for name in MODELS if timm_name(name) in timm.list_models() and name != "r3d_18"]
 
 
-@pytest.mark.parametrize("name", known_to_timm())
+def alike():
+    """The networks that differ from one before them in depths, widths and sizes alone."""
+    parts, later = set(), []
+    for name in known_to_timm():
+        model = MODELS[name]
+        key = model.block, model.stem, model.shortcut, model.gate, model.conv, model.antialias, model.groups > 1
+        later += [name] if key in parts else []
+        parts.add(key)
+    return later
+
+
+@pytest.mark.parametrize("name", slowly(known_to_timm(), alike()))
 def test_parameters_are_as_many_as_timm_has(name):
     with torch.device("meta"):
         network = timm.create_model(timm_name(name))
-    assert totals(MODELS[name]).parameters == sum(parameter.numel() for parameter in network.parameters())
+    assert model_cost(MODELS[name]).parameters == sum(parameter.numel() for parameter in network.parameters())
 
 
 def test_timm_has_most_of_them():

@@ -12,9 +12,9 @@ import torch
 from timm.optim import Lamb, Lars, RMSpropTF
 from timm.utils.agc import adaptive_clip_grad
 
+from resnet_jax.optim.optimizers import make_optimizer
+from resnet_jax.optim.schedules import learning_rate
 from resnet_jax.recipe import Optimizer, Recipe, Schedule
-from resnet_jax.train.optimizer import make_optimizer
-from resnet_jax.train.schedule import learning_rate
 
 SHAPES = {
     "stem": {"conv": {"kernel": (3, 3, 2, 8)}, "norm": {"scale": (8,)}},
@@ -60,7 +60,7 @@ def assert_same(a, b, **tolerance):
 
 
 def kernels_only(name, **fields):
-    return Optimizer(name=name, weight_decay=0.05, decay_scope="kernels", **fields)
+    return Optimizer(name=name, weight_decay=0.05, weight_decay_mask="kernels", **fields)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -81,14 +81,14 @@ def test_rmsprop_is_that_of_tensorflow(momentum):
 
 
 def test_lamb_with_the_clipping_that_is_built_into_timms():
-    optimizer = kernels_only("lamb", lr=0.01, b1=0.9, b2=0.99, eps=1e-6, clip=1.0)
+    optimizer = kernels_only("lamb", lr=0.01, b1=0.9, b2=0.99, eps=1e-6, clip_grad_norm=1.0)
     assert_same(ours(optimizer), theirs(lambda p: Lamb(p, 0.01, betas=(0.9, 0.99), eps=1e-6, max_grad_norm=1.0), 0.05))
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_lars(nesterov):
     """At one learning rate: ours is within the momentum, as in the paper, and timm's after it."""
-    optimizer = kernels_only("lars", lr=0.5, momentum=0.9, nesterov=nesterov, trust=0.02)
+    optimizer = kernels_only("lars", lr=0.5, momentum=0.9, nesterov=nesterov, trust_coefficient=0.02)
     expected = theirs(lambda p: Lars(p, 0.5, momentum=0.9, nesterov=nesterov, trust_coeff=0.02), 0.05)
     assert_same(ours(optimizer), expected)
 
@@ -122,7 +122,7 @@ def test_muon():
 
 
 def test_clipping_by_the_norm_of_all():
-    optimizer = kernels_only("sgd", lr=0.1, clip=2.0)
+    optimizer = kernels_only("sgd", lr=0.1, clip_grad_norm=2.0)
     expected = theirs(
         lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True),
         0.05,
@@ -141,7 +141,7 @@ def test_adaptive_clipping_of_all_but_the_head():
             adaptive_clip_grad(turned, 0.1)
             tensor.grad = turned.grad.movedim(0, -1)
 
-    optimizer = kernels_only("sgd", lr=0.1, clip_adaptive=0.1)
+    optimizer = kernels_only("sgd", lr=0.1, agc_clipping=0.1)
     assert_same(ours(optimizer), theirs(lambda p: torch.optim.SGD(p, 0.1, 0.9, nesterov=True), 0.05, clip))
 
 
@@ -163,7 +163,7 @@ def our_rates(recipe, size, steps):
 @pytest.mark.parametrize("anneal", ["cosine", "linear"])
 @pytest.mark.parametrize(("steps", "rise"), [(20, 0.3), (101, 0.37)])
 def test_one_cycle(steps, rise, anneal):
-    fields = {"warmup": 0, "rise": rise, "start_divisor": 20.0, "end_divisor": 1e3, "anneal": anneal}
+    fields = {"warmup": 0, "pct_start": rise, "div_factor": 20.0, "final_div_factor": 1e3, "anneal_strategy": anneal}
     recipe = Recipe(epochs=None, steps=steps, schedule=Schedule(name="onecycle", **fields), optimizer=Optimizer(lr=0.5))
     how = {"pct_start": rise, "anneal_strategy": anneal[:3] if anneal == "cosine" else anneal}
     expected = torch_rates(
@@ -178,7 +178,7 @@ def test_one_cycle(steps, rise, anneal):
 def test_warm_up_and_cosine_of_torchvisions_reference_at_the_start_of_each_epoch():
     """references/classification/train.py: 5 epochs from 0.01 and a cosine, moved once an epoch."""
     recipe = Recipe(
-        epochs=30, batch_size=10, schedule=Schedule(warmup=5, warmup_from=0.01), optimizer=Optimizer(lr=0.5)
+        epochs=30, batch_size=10, schedule=Schedule(warmup=5, warmup_start_factor=0.01), optimizer=Optimizer(lr=0.5)
     )
 
     def schedules(optimizer):

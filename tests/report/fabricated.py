@@ -20,7 +20,7 @@ ENVIRONMENT = {
 
 
 def vary(recipe=RECIPE, **fields):
-    """Of a recipe, with fields such as optimizer_lr or seed changed."""
+    """Return a recipe with fields such as optimizer_lr or seed changed."""
     for name, value in fields.items():
         part, _, field = name.partition("_")
         if field and hasattr(getattr(recipe, part, None), field):
@@ -31,21 +31,24 @@ def vary(recipe=RECIPE, **fields):
 
 
 def metrics(step, accuracy, split="test", **more):
-    """A line of metrics.jsonl."""
-    right = {} if accuracy is None else {"train_accuracy": accuracy, f"{split}_accuracy": accuracy}
-    counts = {} if accuracy is None else {f"{split}_wrong": round(100 * (1 - accuracy)), f"{split}_examples": 100}
-    times = {"lr": 0.1, "images_per_second": 100.0 + step, "data_wait": 0.25, "seconds": 2.0 * step}
-    losses = {"train_loss": 3.0 / step, f"{split}_loss": 2.0 / step}
-    return {"step": step, "epoch": step / 10, **losses, **right, **counts, **times, **more}
+    """Return a row of metrics.jsonl."""
+    correct = {} if accuracy is None else {"train/accuracy": accuracy, f"{split}/accuracy": accuracy}
+    errors = {} if accuracy is None else {f"{split}/errors": round(100 * (1 - accuracy))}
+    times = {"lr": 0.1, "images_per_second": 100.0 + step, "data_wait_fraction": 0.25, "train_seconds": 2.0 * step}
+    losses = {"train/loss": 3.0 / step, f"{split}/loss": 2.0 / step, f"{split}/count": 100}
+    return {"step": step, "epoch": step / 10, **losses, **correct, **errors, **times, **more}
 
 
 def write_run(
     path, recipe=RECIPE, accuracies=(0.5, 0.9, 0.99), *, classes=("cat", "dog"), shape=(8, 8, 1), last=STEPS, **more
 ):
-    """A run with a line for each accuracy, the last one at step `last`; returns its path."""
+    """Write a run with a row for each accuracy, the last one at step `last`, and return its path.
+
+    `more` has further keys of each row: `**{"test/top5": 0.9}`.
+    """
     path.mkdir(parents=True)
     dataset = {"classes": list(classes), "image_shape": list(shape), "train_size": 100, "data_dir": "data"}
-    split, count = "validation" if recipe.data.validation else "test", len(accuracies)
+    split, count = "validation" if recipe.data.num_validation else "test", len(accuracies)
     lines = [metrics(last * i // count, accuracy, split, **more) for i, accuracy in enumerate(accuracies, 1)]
     (path / "recipe.json").write_text(to_json(recipe))
     (path / "dataset.json").write_text(json.dumps(dataset))

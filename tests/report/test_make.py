@@ -1,13 +1,15 @@
 """A report as files: where it is written, all or nothing, and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 from fabricated import vary, write_run
 from PIL import Image
 
 import resnet_jax.report.make
-from resnet_jax.cli import main
+import resnet_jax.report.nodes
+from resnet_jax.cli.main import main
 from resnet_jax.errors import InputError
 from resnet_jax.report import make_report
 from resnet_jax.report.environment import commands
@@ -21,21 +23,30 @@ def names(folder):
 
 
 @pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures by their names, for tests of files: to draw them takes seconds."""
+    monkeypatch.setattr(resnet_jax.report.make, "as_png", lambda picture: picture.name.encode())
+    monkeypatch.setattr(resnet_jax.report.nodes, "as_svg", lambda picture: f"<svg>{picture.name}</svg>")
+
+
+@pytest.fixture
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return write_run(tmp_path / "run")
 
 
-def test_one_run_is_reported_in_its_directory(run, capsys):
+def test_one_run_is_reported_in_its_directory_and_twice_the_same_bytes(run, tmp_path, capsys):
     assert main(["report", "run", "--curves-only"]) == 0
     assert names(run / "report") == {"index.html", *PICTURES}
     assert capsys.readouterr().out == "run/report/index.html: 1 run of 1 recipe\n"
     for name in PICTURES:
         with Image.open(run / "report" / name) as picture:
             assert picture.width > 500
+    again = make_report([run], tmp_path / "again", answers=False).page.parent
+    assert all((run / "report" / name).read_bytes() == (again / name).read_bytes() for name in names(again))
 
 
-def test_several_runs_are_reported_in_report_and_leftovers_go(run, tmp_path, capsys):
+def test_several_runs_are_reported_in_report_and_leftovers_go(run, undrawn, tmp_path, capsys):
     write_run(tmp_path / "other", vary(batch_size=32), last=20)
     assert main(["report", "run", "other", "--curves-only"]) == 0
     out = capsys.readouterr().out
@@ -46,7 +57,17 @@ def test_several_runs_are_reported_in_report_and_leftovers_go(run, tmp_path, cap
     assert names(tmp_path / "report") == {"index.html", "mine.txt", *PICTURES}
 
 
-def test_a_run_without_data_and_checkpoints_is_still_reported(run, capsys):
+def test_pictures_of_any_metric_go_with_it(run, undrawn, tmp_path):
+    """An earlier report says which pictures are its own; those of others stay."""
+    new = {"test/macro_f1": 0.5, "test/our/own score": -1.0}
+    make_report([write_run(tmp_path / "new", vary(seed=1), **new)], Path("report"), answers=False)
+    assert names(tmp_path / "report") == {"index.html", "macro_f1.png", "our-own-score.png", *PICTURES}
+    (tmp_path / "report" / "mine.png").touch()
+    make_report([run], Path("report"), answers=False)
+    assert names(tmp_path / "report") == {"index.html", "mine.png", *PICTURES}
+
+
+def test_a_run_without_data_and_checkpoints_is_still_reported(run, undrawn):
     made = make_report([run])
     (note,) = made.notes
     assert note.startswith("run: left out of confusion matrix and mistakes: ")
@@ -101,7 +122,7 @@ def test_commands_can_be_pasted(tmp_path):
     ]
 
 
-def test_what_fails_leaves_the_report_before_it(run, monkeypatch):
+def test_what_fails_leaves_the_report_before_it(run, undrawn, monkeypatch):
     out = make_report([run], answers=False).page.parent
     before = {name: (out / name).read_bytes() for name in names(out)}
 
@@ -114,6 +135,10 @@ def test_what_fails_leaves_the_report_before_it(run, monkeypatch):
     assert {name: (out / name).read_bytes() for name in names(out)} == before
 
 
-def test_the_same_runs_give_the_same_bytes(run, tmp_path):
-    first, second = (make_report([run], tmp_path / name, answers=False).page.parent for name in "ab")
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names(first))
+@pytest.mark.parametrize(("shape", "image"), [((100, 1), "100 x 1"), ((16, 112, 112, 3), "16 x 112 x 112 x 3")])
+def test_runs_of_sequences_and_of_video(run, undrawn, tmp_path, shape, image):
+    other = write_run(tmp_path / "other", shape=shape)
+    made = make_report([run, other], answers=False)
+    page = made.page.read_text()
+    assert [variant.label for variant in made.variants] == ["image 8 x 8 x 1", f"image {image}"]
+    assert f">{image}<" in page

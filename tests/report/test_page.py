@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from fabricated import vary, write_run
 
+import resnet_jax.report.nodes
 from resnet_jax.data.source import Example, Source
-from resnet_jax.report.answers import Answers
-from resnet_jax.report.figures import COLORS, DARK, QUALITY, SPEED, curves_of
+from resnet_jax.report.figures import COLORS, DARK, SPEED, curves_of, pictures, quality_panels
 from resnet_jax.report.page import Contents, make_page
-from resnet_jax.report.runs import read_runs, variants_of
+from resnet_jax.report.predictions import Predictions
+from resnet_jax.report.runs import group_runs, read_runs
 
 SCRIPT = "<script>alert('$x$')</script>"
 
@@ -40,7 +41,7 @@ class Page(HTMLParser):
 
 
 def page_of(*paths, answers=None, notes=()):
-    variants = variants_of(read_runs(paths))
+    variants = group_runs(read_runs(paths))
     return Page(make_page(Contents(variants, answers or [None] * len(variants), notes)))
 
 
@@ -52,7 +53,13 @@ def answers(classes, wrong=(), channels=1, networks=1):
         answer[:, place] = other
     image = np.zeros((8, 8, channels), np.uint8)
     source = Source(len(label), tuple(classes), lambda i: Example(image, int(label[i])))
-    return Answers(source, label, answer, np.full(answer.shape, 0.75))
+    return Predictions(source, label, answer, np.full(answer.shape, 0.75))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures as their names, for tests of text: to draw them takes seconds."""
+    monkeypatch.setattr(resnet_jax.report.nodes, "as_svg", lambda picture: picture.name)
 
 
 @pytest.fixture
@@ -77,7 +84,7 @@ def test_the_page_needs_nothing_else(two):
         assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
 
 
-def test_the_page_can_be_read_out(two):
+def test_the_page_can_be_read_out(two, undrawn):
     page = page_of(*two, answers=[answers("ab", [(0, 1)]), None])
     assert page.all("html") == [{"lang": "en"}]
     assert "resnet20 on digits" in page.text
@@ -88,7 +95,7 @@ def test_the_page_can_be_read_out(two):
     )
 
 
-def test_results_are_means_over_seeds(two):
+def test_results_are_means_over_seeds(two, undrawn):
     text = page_of(*two).text
     for words in (
         "99.00 % ± 1.00 (3)",
@@ -101,7 +108,7 @@ def test_results_are_means_over_seeds(two):
     assert "optimizer.lr0.10.2" in text  # what differs
 
 
-def test_one_run_shows_its_number_alone(tmp_path):
+def test_one_run_shows_its_number_alone(tmp_path, undrawn):
     page = page_of(write_run(tmp_path / "run"))
     assert "99.00 %test accuracy, 1 of 100 wrong" in page.text
     assert "±" not in page.text
@@ -109,8 +116,8 @@ def test_one_run_shows_its_number_alone(tmp_path):
 
 
 def test_a_recipe_has_one_colour(two):
-    variants = variants_of(read_runs(two))
-    for panel in (*QUALITY, *SPEED):
+    variants = group_runs(read_runs(two))
+    for panel in (*quality_panels(variants), *SPEED):
         curves = curves_of(panel, variants)
         assert {c.label.split(",")[0]: c.color for c in curves} == {"lr 0.1": COLORS[0], "lr 0.2": COLORS[1]}
     page = page_of(*two)
@@ -137,7 +144,7 @@ def test_text_of_users_is_text(tmp_path):
     assert not any("<script" in svg for svg in page.svgs())
 
 
-def test_the_matrix_of_few_classes_is_a_table(tmp_path):
+def test_the_matrix_of_few_classes_is_a_table(tmp_path, undrawn):
     page = page_of(write_run(tmp_path / "run"), answers=[answers("abc", [(0, 2), (1, 2)])])
     cells = [a["class"] for a in page.all("td") if a.get("class") in ("right", "wrong", "none")]
     assert cells == ["right", "none", "wrong", "none", "right", "none", "none", "none", "right"]
@@ -147,29 +154,87 @@ def test_the_matrix_of_few_classes_is_a_table(tmp_path):
 
 
 @pytest.mark.parametrize(("classes", "pictures"), [(21, 6), (201, 5)])
-def test_many_classes_are_told_by_their_confusions(tmp_path, classes, pictures):
+def test_many_classes_are_told_by_their_confusions(tmp_path, undrawn, classes, pictures):
     names = [f"class {i}" for i in range(classes)]
     page = page_of(write_run(tmp_path / "run"), answers=[answers(names, [(0, 5), (1, 5), (9, 1)], channels=2)])
     assert len(page.svgs()) == pictures
+    assert ("confusion" in page.svgs()) is (classes < 200)
     assert "class 0class 5266.7 %class 3class 1133.3 %" in page.text
     assert not any(a.get("class") == "mistakes" for a in page.all("div"))  # two channels are no picture
 
 
-def test_regression_has_a_loss_alone(tmp_path):
-    page = page_of(write_run(tmp_path / "run", vary(loss_name="mean_squared_error"), (None, None, None)))
+def test_regression_has_a_loss_alone(tmp_path, undrawn):
+    page = page_of(write_run(tmp_path / "run", vary(loss_name="mse"), (None, None, None)))
     assert "0.0667test loss" in page.text
     assert "accuracy" not in page.text.split("All 91 fields")[0].split("}")[-1]
-    assert len(page.svgs()) == 4
+    assert page.svgs() == ["loss", "rate", "speed", "waiting"]
 
 
-def test_unfinished_runs_say_how_far_they_are(tmp_path):
+MORE = {
+    "test/top5": 0.95,
+    "test/macro_f1": 0.5,
+    "test/calibration_error": 0.0123,
+    "test/mae": 2.5,
+    "test/own_score": -1.5,
+    "ema/test/own_score": -2.0,
+}
+
+
+def cells(page):
+    """The text of the cells of each table row."""
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", page.decode())]
+
+
+def test_any_metric_has_a_column_and_a_panel(tmp_path):
+    """Known to the library or not, it is shown by how it wants to be: in percent, or as a number, negative as well."""
+    paths = [write_run(tmp_path / str(seed), vary(seed=seed), **MORE) for seed in range(2)]
+    variants = group_runs(read_runs(paths))
+    content = make_page(Contents(variants, [None], []))
+    results, runs = (row for row in cells(content) if "test top5" in row)
+    named = ["test accuracy", "test top5", "test macro f1", "test calibration error", "test mae", "test own score"]
+    assert results == ["recipe", *named, "test loss", "EMA own score", "train accuracy"]
+    assert runs[:-3] == ["run", "seed", "steps", *results[1:]]
+    values = [
+        ["99.00 %", "95.00 %", "0.5000", "0.0123", "2.5000", "-1.5000", "0.0667", "-2.0000", "99.00 %"],
+        ["±", "±", "±", "±", "±", "±", "±", "±", "±"],
+    ]
+    (mean,) = (row for row in cells(content) if row[0].startswith("resnet20") and len(row) == len(results))
+    for cell, number, sign in zip(mean[1:], *values, strict=True):
+        assert cell.startswith(f"{number} {sign} 0.00")
+        assert cell.endswith("(2)")
+    (first,) = (row for row in cells(content) if row[0] == "0" and len(row) == len(runs))
+    assert first[3:-3] == values[0]
+    panels = quality_panels(variants)
+    titles = ["Loss", "Error", "Top-5 error", "Macro f1", "Calibration error", "Mae", "Own score"]
+    assert [panel.title for panel in panels] == titles
+    drawn = {
+        panel.name: picture.draw(False).axes[0]
+        for panel, picture in zip(panels, pictures(panels, variants), strict=True)
+    }
+    assert drawn["own_score"].get_ylim()[0] < -2  # an axis from 0 would show nothing of it
+    assert drawn["mae"].get_ylim()[0] == 0
+    assert drawn["top-5-error"].get_yscale() == "log"
+    assert {name: axes.lines[-1].get_ydata()[-1] for name, axes in drawn.items()} == pytest.approx(
+        {
+            "loss": 2 / 30,
+            "error": 1,
+            "top-5-error": 5,
+            "macro_f1": 0.5,
+            "calibration_error": 0.0123,
+            "mae": 2.5,
+            "own_score": -2,
+        }
+    )
+
+
+def test_unfinished_runs_say_how_far_they_are(tmp_path, undrawn):
     paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", vary(optimizer_lr=0.2), last=15)]
     page = page_of(*paths)
     assert "lr 0.2step 15 of 3099.00 %" in page.text
     assert "lr 0.199.00 %" in page.text
 
 
-def test_nothing_measured_yet(tmp_path):
+def test_nothing_measured_yet(tmp_path, undrawn):
     page = page_of(write_run(tmp_path / "run", accuracies=()))
     assert "Nothing is measured yet." in page.text
     assert not page.svgs()

@@ -8,19 +8,19 @@ import pytest
 from fabricated import RECIPE, metrics, vary, write_run
 
 from resnet_jax.errors import InputError
-from resnet_jax.report.results import course_of, final, headline, over, typical
-from resnet_jax.report.runs import differing, notes_on, read_runs, short_names, variants_of
+from resnet_jax.report.results import aggregate, final_value, headline, median_of, series_of
+from resnet_jax.report.runs import differing_fields, group_runs, notes_on, read_runs, short_names
 
 
 def read(*paths):
-    return variants_of(read_runs(paths))
+    return group_runs(read_runs(paths))
 
 
 def test_the_last_line_counts_and_not_the_best(tmp_path):
     paths = [write_run(tmp_path / str(s), vary(seed=s), (0.5, 0.99, 0.9 + s / 100)) for s in range(3)]
     (variant,) = read(*paths)
-    assert over(variant, final("SPLIT_accuracy")).values == (0.9, 0.91, 0.92)
-    assert over(variant, typical("images_per_second")).mean == 120  # of steps 10, 20 and 30
+    assert aggregate(variant, final_value("SPLIT/accuracy")).values == (0.9, 0.91, 0.92)
+    assert aggregate(variant, median_of("images_per_second")).mean == 120  # of steps 10, 20 and 30
 
 
 def test_runs_that_differ_in_their_seeds_are_one_variant(tmp_path):
@@ -28,7 +28,7 @@ def test_runs_that_differ_in_their_seeds_are_one_variant(tmp_path):
     variants = read(*(write_run(tmp_path / f"run{i}", recipe) for i, recipe in enumerate(recipes)))
     assert [[run.recipe.seed for run in variant.runs] for variant in variants] == [[0, 1], [0, 5]]
     assert [variant.label for variant in variants] == ["lr 0.1", "lr 0.2"]
-    assert differing(variants) == ["optimizer.lr"]
+    assert differing_fields(variants) == ["optimizer.lr"]
 
 
 def test_other_data_is_another_variant(tmp_path):
@@ -42,11 +42,11 @@ def test_labels_say_what_is_unusual(tmp_path):
     recipes = [
         RECIPE,
         vary(model_name="resnet32"),
-        vary(optimizer_name="adamw", optimizer_lr=0.001, ema=0.9, augment_flip=True),
+        vary(optimizer_name="adamw", optimizer_lr=0.001, ema_decay=0.9, augment_hflip=True),
         vary(batch_size=32),
     ]
     labels = [v.label for v in read(*(write_run(tmp_path / str(i), recipe) for i, recipe in enumerate(recipes)))]
-    assert labels == ["resnet20", "resnet32", "resnet20, flip yes, adamw, ...", "resnet20, batch size 32"]
+    assert labels == ["resnet20", "resnet32", "resnet20, hflip yes, adamw, ...", "resnet20, batch size 32"]
 
 
 def test_only_finished_runs_count_where_there_are_some(tmp_path):
@@ -85,23 +85,23 @@ def test_curves_are_of_the_steps_that_all_runs_have(tmp_path):
     one = write_run(tmp_path / "1", accuracies=(0.5, 0.7, 0.9))  # at 10, 20 and 30
     two = write_run(tmp_path / "2", vary(seed=1), accuracies=(0.1, 0.3, 0.4, 0.6, 0.8, 1.0))  # at 5, 10, ...
     (variant,) = read(one, two)
-    course = course_of(variant.counted, "SPLIT_accuracy")
+    course = series_of(variant.counted, "SPLIT/accuracy")
     assert course.step.tolist() == [10, 20, 30]
     np.testing.assert_array_equal(course.values, [[0.5, 0.7, 0.9], [0.3, 0.6, 1.0]])
-    assert course_of(variant.counted, "ema_SPLIT_accuracy") is None
+    assert series_of(variant.counted, "ema/SPLIT/accuracy") is None
 
 
 def test_the_headline_is_the_accuracy_of_the_averages_if_there_are_any(tmp_path):
     plain = write_run(tmp_path / "plain")
-    averaged = write_run(tmp_path / "ema", vary(ema=0.9), ema_test_accuracy=0.7, ema_test_loss=0.3)
-    regression = write_run(tmp_path / "mse", vary(loss_name="mean_squared_error"), (None, None))
-    validated = write_run(tmp_path / "val", vary(data_validation=10))
-    names = ["SPLIT_accuracy", "ema_SPLIT_accuracy", "SPLIT_loss", "SPLIT_accuracy"]
+    averaged = write_run(tmp_path / "ema", vary(ema_decay=0.9), **{"ema/test/accuracy": 0.7, "ema/test/loss": 0.3})
+    regression = write_run(tmp_path / "mse", vary(loss_name="mse"), (None, None))
+    validated = write_run(tmp_path / "val", vary(data_num_validation=10))
+    names = ["SPLIT/accuracy", "ema/SPLIT/accuracy", "SPLIT/loss", "SPLIT/accuracy"]
     assert [headline(read(path)[0]) for path in (plain, averaged, regression, validated)] == names
-    assert over(read(validated)[0], final("SPLIT_accuracy")).mean == 0.99
+    assert aggregate(read(validated)[0], final_value("SPLIT/accuracy")).mean == 0.99
 
 
-@pytest.mark.parametrize("field", ["epoch", "test_loss", "seconds", "step"])
+@pytest.mark.parametrize("field", ["epoch", "test/loss", "train_seconds", "step"])
 def test_a_line_without_its_numbers_is_an_error_with_its_place(tmp_path, field):
     path = write_run(tmp_path / "run")
     line = {**metrics(40, 0.9), field: "many"}
@@ -112,6 +112,6 @@ def test_a_line_without_its_numbers_is_an_error_with_its_place(tmp_path, field):
 
 
 def test_different_splits_are_told(tmp_path):
-    recipes = RECIPE, dataclasses.replace(vary(data_validation=10), seed=1)
+    recipes = RECIPE, dataclasses.replace(vary(data_num_validation=10), seed=1)
     paths = [write_run(tmp_path / str(i), recipe) for i, recipe in enumerate(recipes)]
     assert any("do not compare" in note for note in notes_on(paths, read(*paths)))

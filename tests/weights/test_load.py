@@ -10,28 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import traverse_util
 
 from resnet_jax.errors import InputError
-from resnet_jax.model.blocks import PreActBottleneck
-from resnet_jax.model.layers import SqueezeExcite
-from resnet_jax.model.resnet import ResNet
-from resnet_jax.model.shortcuts import PadShortcut
-from resnet_jax.model.stems import CifarStem, PreActCifarStem
-from resnet_jax.model.zoo import MODELS
-from resnet_jax.weights.load import create, fit, load, with_head
+from resnet_jax.models.blocks import BasicBlock, PreActBottleneck
+from resnet_jax.models.layers import SqueezeExcite
+from resnet_jax.models.stems import DeepStem, PreActCifarStem, Stem
+from resnet_jax.models.zoo import MODELS
+from resnet_jax.weights.load import create_model, load, match_tensors, with_head
 from resnet_jax.weights.names import to_state_dict, torch_names
 from resnet_jax.weights.tensors import write_tensors
 
-SMALL = ResNet((1, 1), stem=CifarStem, shortcut=PadShortcut, width=4, num_classes=3, input_shape=(8, 8, 3))
+FIELDS = {"depths": (1, 1), "width": 4}
+SMALL = MODELS["resnet20"].clone(**FIELDS, num_classes=3, input_shape=(8, 8, 3))
 PRE = SMALL.clone(block=PreActBottleneck, stem=PreActCifarStem, gate=SqueezeExcite)
 FILE = Path("weights.safetensors")
-
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch):
-    monkeypatch.setitem(MODELS, "small", SMALL)
-    monkeypatch.setitem(MODELS, "pre", PRE)
 
 
 def variables_of(model, seed=0):
@@ -77,6 +71,58 @@ def test_names(name, path, torch):
     assert torch_names(MODELS[name])[tuple(path.split("/"))] == torch
 
 
+class Patches(Stem):
+    """Layers with names that PyTorch's libraries do not have."""
+
+    @nn.compact
+    def __call__(self, x):
+        return self.norm(name="norm")(self.conv(self.features, kernel=4, stride=4, name="patches")(x))
+
+
+class GrayDeepStem(DeepStem):
+    """A known stem with other arithmetic."""
+
+    def __call__(self, x):
+        return super().__call__(x.mean(-1, keepdims=True))
+
+
+class OtherBlock(BasicBlock):
+    """A block with a layer of its own."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(x.shape[-1], name="mixing")(x)
+
+
+def test_a_stem_without_names_in_pytorch_is_one_line_that_says_what_to_do(tmp_path):
+    model = SMALL.clone(stem=Patches)
+    message = "stem Patches: PyTorch has no name for patches; keep the names of resnet_jax (convert --to flax), or add"
+    variables = variables_of(model)
+    for call in (
+        lambda: torch_names(model),
+        lambda: to_state_dict(model, variables),
+        lambda: match_tensors(model, changed(), FILE),
+    ):
+        with pytest.raises(InputError) as info:
+            call()
+        assert str(info.value).startswith(message)
+        assert "\n" not in str(info.value)
+    # Weights under names of ours are no matter of PyTorch's
+    native = {"/".join(path): leaf for path, leaf in traverse_util.flatten_dict(variables).items()}
+    chex.assert_trees_all_equal(match_tensors(model, native, FILE).variables, variables)
+
+
+def test_a_subclass_of_a_known_stem_has_its_names():
+    names = torch_names(SMALL.clone(stem=GrayDeepStem))
+    assert names["params", "stem", "norm2", "scale"] == "conv1.4.weight"
+    assert len(set(names.values())) == len(names)
+
+
+def test_a_block_without_names_in_pytorch_is_one_line_as_well():
+    with pytest.raises(InputError, match="block OtherBlock: PyTorch has no name for mixing; keep the names"):
+        torch_names(SMALL.clone(block=OtherBlock))
+
+
 def changed(model=SMALL, **changes):
     """A state dict with some tensors replaced, or with None taken out."""
     tensors = {**to_state_dict(model, variables_of(model)), **changes}
@@ -106,24 +152,24 @@ def changed(model=SMALL, **changes):
 )
 def test_what_does_not_fit_is_named(changes, message):
     with pytest.raises(InputError, match=message) as info:
-        fit(SMALL, changed(**changes), FILE)
+        match_tensors(SMALL, changed(**changes), FILE)
     assert str(info.value).startswith("weights.safetensors: ")
     assert "\n" not in str(info.value)
 
 
 def test_cast_takes_other_floats_and_no_integers():
     half = changed(**{"bn1.weight": np.full(4, 0.5, np.float16)})
-    scale = fit(SMALL, half, FILE, cast=True).variables["params"]["stem"]["norm"]["scale"]
+    scale = match_tensors(SMALL, half, FILE, cast=True).variables["params"]["stem"]["norm"]["scale"]
     np.testing.assert_array_equal(scale, np.full(4, 0.5, np.float32))
     assert scale.dtype == jnp.float32
     with pytest.raises(InputError, match="int64"):
-        fit(SMALL, changed(**{"bn1.weight": np.ones(4, np.int64)}), FILE, cast=True)
+        match_tensors(SMALL, changed(**{"bn1.weight": np.ones(4, np.int64)}), FILE, cast=True)
 
 
 @pytest.mark.parametrize("model", [SMALL, PRE], ids=["post", "pre"])
-def test_another_number_of_classes_begins_a_new_head_and_says_so(model):
-    loaded = fit(model.clone(num_classes=7), changed(model), FILE)
-    assert loaded.notes == ("weights.safetensors: its head of 3 classes is left out; one of 7 begins anew",)
+def test_another_number_of_classes_initialises_a_new_head_and_says_so(model):
+    loaded = match_tensors(model.clone(num_classes=7), changed(model), FILE)
+    assert loaded.notes == ("weights.safetensors: its head of 3 classes is left out; one of 7 is initialised",)
     whole = with_head(model.clone(num_classes=7), loaded.variables)
     assert whole["params"]["head"]["kernel"].shape == (model.stages()[-1].channels, 7)
     del loaded.variables["params"]["stem"]
@@ -134,26 +180,26 @@ def test_another_number_of_classes_begins_a_new_head_and_says_so(model):
 
 
 def test_no_classes_leave_the_head_out_silently():
-    loaded = fit(SMALL.clone(num_classes=0), changed(), FILE)
+    loaded = match_tensors(SMALL.clone(num_classes=0), changed(), FILE)
     assert loaded.notes == ()
     assert "head" not in loaded.variables["params"]
 
 
-def test_a_file_without_a_head_begins_one():
+def test_a_file_without_a_head_initialises_one():
     tensors = changed(**{"fc.weight": None, "fc.bias": None})
-    assert "has no head; the one of 3 classes begins anew" in fit(SMALL, tensors, FILE).notes[0]
+    assert "has no head; one of 3 classes is initialised" in match_tensors(SMALL, tensors, FILE).notes[0]
 
 
 def test_linear_is_another_name_of_the_head():
     tensors = changed()
     tensors = {name.replace("fc.", "linear."): tensor for name, tensor in tensors.items()}
-    chex.assert_trees_all_equal(fit(SMALL, tensors, FILE).variables, variables_of(SMALL))
+    chex.assert_trees_all_equal(match_tensors(SMALL, tensors, FILE).variables, variables_of(SMALL))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 def test_other_input_channels(channels):
     kernel = np.asarray(variables_of(SMALL)["params"]["stem"]["conv"]["kernel"])
-    loaded = fit(SMALL.clone(input_shape=(8, 8, channels)), changed(), FILE)
+    loaded = match_tensors(SMALL.clone(input_shape=(8, 8, channels)), changed(), FILE)
     adapted = np.asarray(loaded.variables["params"]["stem"]["conv"]["kernel"])
     assert loaded.notes == (f"the first convolution is adapted from 3 input channels to {channels}",)
     assert adapted.shape == (3, 3, channels, 4)
@@ -166,24 +212,24 @@ def test_other_input_channels(channels):
 def test_create(tmp_path, caplog):
     write_tensors(tmp_path / FILE, changed())
     file = str(tmp_path / FILE)
-    assert create("small", width=8) == SMALL.clone(width=8)
-    model, variables = create("small", pretrained=file)
-    assert model == SMALL
+    assert create_model("resnet20", **FIELDS, num_classes=3, input_shape=(8, 8, 3)) == SMALL
+    model, variables = create_model("resnet20", **FIELDS, pretrained=file)
+    assert model == SMALL.clone(input_shape=(32, 32, 3))
     chex.assert_trees_all_equal(variables, variables_of(SMALL))
     with caplog.at_level(logging.WARNING):
-        model, variables = create("small", pretrained=file, num_classes=5)
+        model, variables = create_model("resnet20", **FIELDS, pretrained=file, num_classes=5)
     assert "its head of 3 classes is left out" in caplog.text
-    logits = model.apply(variables, jnp.ones((2, 8, 8, 3)))
+    logits = jax.eval_shape(model.apply, variables, jnp.ones((2, 8, 8, 3)))
     assert logits.shape == (2, 5)
-    again = create("small", pretrained=file, num_classes=5)[1]
+    again = create_model("resnet20", **FIELDS, pretrained=file, num_classes=5)[1]
     chex.assert_trees_all_equal(variables, again)
-    with pytest.raises(InputError, match="unknown model 'smal'"):
-        create("smal", pretrained=file)
+    with pytest.raises(InputError, match="unknown model 'resnet2'"):
+        create_model("resnet2", pretrained=file)
 
 
 def test_without_num_classes_the_file_decides(tmp_path):
     write_tensors(tmp_path / FILE, changed(SMALL.clone(num_classes=6)))
-    assert create("small", pretrained=str(tmp_path / FILE))[0].num_classes == 6
+    assert create_model("resnet20", **FIELDS, pretrained=str(tmp_path / FILE))[0].num_classes == 6
 
 
 def test_a_pickle_that_calls_is_not_run(tmp_path):
@@ -191,18 +237,18 @@ def test_a_pickle_that_calls_is_not_run(tmp_path):
     bad = tmp_path / "bad.pth"
     bad.write_bytes(b"cos\nsystem\n(S'touch " + str(mark).encode() + b"'\ntR.")
     with pytest.raises(InputError, match=r"bad\.pth: "):
-        create("small", pretrained=str(bad))
+        create_model("resnet20", **FIELDS, pretrained=str(bad))
     assert not mark.exists()
 
 
 MEASURE = """
 import resource, sys, time
 import resnet_jax.weights.load as load
-from resnet_jax.model.zoo import MODELS
+from resnet_jax.models.zoo import MODELS
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 load.abstract_variables(MODELS["resnet152"])
 before, start = peak(), time.perf_counter()
-load.create("resnet152", pretrained=sys.argv[1])
+load.create_model("resnet152", pretrained=sys.argv[1])
 print(time.perf_counter() - start, peak() - before)
 """
 

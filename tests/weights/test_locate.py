@@ -7,8 +7,9 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError
-from resnet_jax.model.zoo import MODELS
+from resnet_jax.models.zoo import MODELS
 from resnet_jax.weights.entries import WEIGHTS, best_entry, class_names
 from resnet_jax.weights.locate import Weights, describe, locate, network_of
 
@@ -41,7 +42,9 @@ def test_a_file_and_a_folder_with_its_config(tmp_path):
         file, entry = locate(str(where))
         assert file == home / "model.safetensors"
         assert (entry.model, entry.tag, entry.classes, entry.license) == ("resnet50v2", "mine", 12, "mit")
-        assert entry.preprocessing == (96, 0.9, "bicubic", (0.1, 0.2, 0.3), (1, 1, 1))
+        assert entry.preprocessing == Preprocessing(
+            image_size=96, crop_pct=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 1, 1)
+        )
     assert locate(str(folder(tmp_path / "old", file="pytorch_model.bin"))).file.name == "pytorch_model.bin"
 
 
@@ -109,7 +112,7 @@ def test_the_hub(hub):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"needs huggingface_hub; pip install 'resnet-jax\[hub\]'"):
+    with pytest.raises(InputError, match="needs huggingface_hub; pip install huggingface_hub"):
         locate("hf:timm/resnet50.a1_in1k")
 
 
@@ -119,7 +122,7 @@ def test_entries_are_of_our_networks():
         assert entry.model in MODELS
         assert entry.name == name
         assert entry.preprocessing.interpolation in ("bilinear", "bicubic")
-        assert 0 < entry.preprocessing.crop <= 1
+        assert 0 < entry.preprocessing.crop_pct <= 1
         assert len(entry.preprocessing.mean) == len(entry.preprocessing.std) == 3
         assert entry.top1 is None or 50 < entry.top1 < 100
 

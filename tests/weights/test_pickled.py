@@ -67,7 +67,7 @@ LIVE = "touched"  # what the payloads below would write
 
 
 def payloads(path):
-    """Pickles that write a file when they are unpickled, or would with the right classes at hand."""
+    """Pickles that write a file when they are unpickled, or would with the right classes."""
     shell, code = text(f"touch {path}"), text(f"open({str(path)!r}, 'w').close()")
     system, call = name("os.system"), row(text(f"touch {path}"))
     stacked = b"\x8c\x02os\x8c\x06system\x93"

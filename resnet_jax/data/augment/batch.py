@@ -1,4 +1,4 @@
-"""One image to a batch: the example of row i uses the key `fold_in(key, i)`, however the batch is split."""
+"""From one image to a batch: row i uses the key `fold_in(key, i)`, however the batch is split."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,15 +11,16 @@ from jax import Array
 from resnet_jax.data.augment.geometry import flip, pad_crop
 
 # (key, image (h, w, c)) -> image
-Change = Callable[[Array, Array], Array]
+ImageOp = Callable[[Array, Array], Array]
 
-_FIRST = 2  # folded into the key of an example for its first change; 0 and 1 are those of `split`, for crop and flip
+# Folded into the key of an example for its first change; `split` uses 0 and 1, for crop and flip
+_FIRST = 2
 
 
 def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """uint8 (..., c) -> float32 (..., c): pixels in 0 to 1, less `mean`, by `std`; one number, or one a channel.
+    """Normalise uint8 (..., c) to float32: pixels in 0 to 1, less `mean`, divided by `std`.
 
-    With JAX's 64 bits enabled it is float64, here and wherever images are mixed.
+    `mean` and `std` are one number, or one per channel. With JAX's 64 bits enabled the result is float64, as in mixing.
     """
     shape = (1,) * (image.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(v, float).reshape(shape) for v in (mean, std))
@@ -33,9 +34,12 @@ def augment_one(
     pad: int,
     mirror: bool,
     pad_mode: Literal["zero", "reflect"] = "zero",
-    changes: Sequence[Change] = (),
+    changes: Sequence[ImageOp] = (),
 ) -> Array:
-    """Padded crop and flip of one uint8 image (h, w, c), then the `changes` in their order, each with its own key."""
+    """Crop with padding and flip one uint8 image (h, w, c), then apply `changes` in order.
+
+    Each change has its own key. `pad` is in pixels per side; 0 is no crop.
+    """
     crop_key, flip_key = jax.random.split(key)
     if pad:
         image = pad_crop(crop_key, image, pad, pad_mode)
@@ -52,18 +56,18 @@ def augment(
     pad: int,
     mirror: bool,
     pad_mode: Literal["zero", "reflect"] = "zero",
-    changes: Sequence[Change] = (),
+    changes: Sequence[ImageOp] = (),
     rows: Array | None = None,
 ) -> Array:
-    """`augment_one` for each of (b, h, w, c), which are these `rows` of a batch."""
+    """Apply `augment_one` to each image of (b, h, w, c), which are these `rows` of a batch."""
     one = partial(augment_one, pad=pad, mirror=mirror, pad_mode=pad_mode, changes=tuple(changes))
-    return change_each(key, images, one, rows)
+    return map_images(key, images, one, rows)
 
 
-def change_each(key: Array, images: Array, change: Change, rows: Array | None = None) -> Array:
-    """`change` of each of (b, h, w, c); the example of row i uses the key `fold_in(key, i)`.
+def map_images(key: Array, images: Array, change: ImageOp, rows: Array | None = None) -> Array:
+    """Apply `change` to each image of (b, h, w, c); row i uses the key `fold_in(key, i)`.
 
-    `rows` (b,) are their places in the batch; None is 0 ... b - 1.
+    `rows` (b,) are the positions of the images in the batch; None is 0 ... b - 1.
     """
     rows = jnp.arange(images.shape[0]) if rows is None else rows
     keys = jax.vmap(partial(jax.random.fold_in, key))(rows)

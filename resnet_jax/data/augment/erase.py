@@ -1,4 +1,4 @@
-"""Rectangles without an image."""
+"""Erase rectangles of images."""
 
 import math
 
@@ -6,18 +6,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-_TRIES = 10  # rectangles drawn before none is erased
+# Number of rectangles drawn before none is erased
+_TRIES = 10
 
 
 def cutout(key: Array, image: Array, size: int, fill: float = 0.0) -> Array:
-    """Fills a square of `size` pixels, with a centre anywhere in (h, w, c), as far as it lies within.
+    """Fill a square of `size` pixels, centred anywhere in (h, w, c) and cut at the border.
 
-    DeVries and Taylor 2017, section 3: after normalisation, where 0 is the mean.
+    After normalisation the fill 0 is the mean (DeVries and Taylor 2017, section 3).
     """
     height, width, _ = image.shape
     row, column = jax.random.randint(key, (2,), 0, jnp.array([height, width]))
     corner = jnp.stack([row - size // 2, column - size // 2])
-    return erased(image, corner, jnp.array([size, size]), fill)
+    return fill_box(image, corner, jnp.array([size, size]), fill)
 
 
 def random_erase(
@@ -28,11 +29,13 @@ def random_erase(
     ratio: tuple[float, float] = (0.3, 10 / 3),
     fill: float = 0.0,
 ) -> Array:
-    """Fills a random rectangle of (h, w, c) with `probability`.
+    """Fill a random rectangle of (h, w, c) with `probability`.
 
-    Its area is uniform in `area`, a share of the image, and its ratio of height to width log-uniform in `ratio`; it is
-    the first of ten that lies within the image. Zhong et al. 2020, algorithm 1, with one value for all pixels: after
-    normalisation 0 is the mean.
+    Its area is uniform in `area`, a range of fractions of the image, and its height over width log-uniform in `ratio`.
+    It is the first of ten draws that lies within the image. After normalisation the fill 0 is the mean.
+
+    Reference:
+        Zhong et al. 2020, algorithm 1, with one value for all pixels.
     """
     height, width, _ = image.shape
     coin_key, size_key, place_key = jax.random.split(key, 3)
@@ -45,17 +48,17 @@ def random_erase(
     size = sides[:, jnp.argmax(fits)]
     corner = jax.random.randint(place_key, (2,), 0, jnp.maximum(limits - size, 0) + 1)
     wanted = jax.random.bernoulli(coin_key, probability) & fits.any()
-    return jnp.where(wanted, erased(image, corner, size, fill), image)
+    return jnp.where(wanted, fill_box(image, corner, size, fill), image)
 
 
-def erased(image: Array, corner: Array, size: Array, fill: float = 0.0) -> Array:
-    """(h, w, c) with a rectangle filled: `corner` is (2,) of top and left, `size` (2,) of height and width."""
+def fill_box(image: Array, corner: Array, size: Array, fill: float = 0.0) -> Array:
+    """Fill a rectangle of (h, w, c): `corner` (2,) is top and left, `size` (2,) height and width."""
     inside = box_mask(image.shape[0], image.shape[1], corner, corner + size)
     return jnp.where(inside[..., None], jnp.asarray(fill, image.dtype), image)
 
 
 def box_mask(height: int, width: int, start: Array, stop: Array) -> Array:
-    """Bool (height, width): rows and columns from `start` up to but without `stop`, both (2,)."""
+    """Return bool (height, width): True from `start` up to, but without, `stop`, both (2,)."""
     rows, columns = jnp.arange(height), jnp.arange(width)
     rows_in, columns_in = (rows >= start[0]) & (rows < stop[0]), (columns >= start[1]) & (columns < stop[1])
     return rows_in[:, None] & columns_in[None, :]

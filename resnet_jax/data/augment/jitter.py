@@ -9,10 +9,10 @@ from resnet_jax.data.augment import color
 def jitter(
     key: Array, image: Array, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
 ) -> Array:
-    """Random brightness, contrast, saturation and hue of uint8 (h, w, c), in this order.
+    """Change brightness, contrast, saturation and hue of uint8 (h, w, c) at random, in this order.
 
-    Factors are uniform in 1 - strength to 1 + strength, strengths being 0 to 1; the hue turns by up to `hue`, 0 to 0.5
-    of the circle. torchvision draws the order too; in a batch that would cost each operation four times.
+    Factors are uniform in 1 - strength to 1 + strength, with strengths of 0 to 1; the hue turns by up to `hue`, 0 to
+    0.5 of the circle. torchvision draws the order too; in a batch that would cost each operation four times.
     """
     draws = jax.random.uniform(key, (4,), minval=-1.0)
     if brightness:

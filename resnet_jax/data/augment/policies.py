@@ -1,4 +1,4 @@
-"""Which operations an image draws, and how strong: RandAugment, TrivialAugment and AutoAugment."""
+"""Policies, which draw operations and strengths: RandAugment, TrivialAugment and AutoAugment."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,17 @@ import numpy as np
 from jax import Array
 
 from resnet_jax.data.augment.affine import Interpolation
-from resnet_jax.data.augment.operations import Operation, operate, operate_in_turn
+from resnet_jax.data.augment.operations import Operation, apply_op, apply_ops
 from resnet_jax.data.augment.tables import Pair
 
-_BINS = 31  # strengths of RandAugment and TrivialAugment, 0 to 30
-_AUTO_BINS = 10  # strengths of AutoAugment, 0 to 9
-_TOP = 10.0  # greatest strength in timm
+# Strengths of RandAugment and TrivialAugment, 0 to 30
+_BINS = 31
+# Strengths of AutoAugment, 0 to 9
+_AUTO_BINS = 10
+# Greatest strength in timm
+_TOP = 10.0
 
-# arguments of an operation by its strength, and whether their sign is drawn
+# Arguments of an operation by its strength, and whether their sign is random
 Space = dict[Operation, tuple[np.ndarray, bool]]
 
 
@@ -24,7 +27,7 @@ def _line(start: float, stop: float, bins: int) -> np.ndarray:
 
 
 def _space(bins: int, shear: float, down: float, right: float, degrees: float, factor: float, bits_lost: int) -> Space:
-    """From no change to these, in equal steps; float32 (bins,) each."""
+    """Return arguments from no change to these, in equal steps; float32 (bins,) each."""
     still = np.zeros(bins, np.float32)
     bits = 8 - np.round(np.arange(bins) / ((bins - 1) / bits_lost)).astype(np.float32)
     return {
@@ -46,28 +49,28 @@ def _space(bins: int, shear: float, down: float, right: float, degrees: float, f
 
 
 def autoaugment_space(height: int, width: int, bins: int = _AUTO_BINS) -> Space:
-    """Cubuk et al. 2019, table 6, as torchvision reads it: translations are for images of 331 pixels, in proportion."""
+    """Return torchvision's reading of Cubuk et al. 2019, table 6; translations scale from 331 pixels."""
     return _space(bins, 0.3, 150 / 331 * height, 150 / 331 * width, 30.0, 0.9, 4)
 
 
 def randaugment_space(height: int, width: int, bins: int = _BINS) -> Space:
-    """Cubuk et al. 2020, section 3: AutoAugment's without inversion and with the identity, in finer steps."""
+    """Return AutoAugment's space plus identity, less inversion, finer (Cubuk et al. 2020, section 3)."""
     space = {Operation.IDENTITY: (np.zeros(bins, np.float32), False), **autoaugment_space(height, width, bins)}
     del space[Operation.INVERT]
     return space
 
 
 def trivial_space(bins: int = _BINS) -> Space:
-    """Müller and Hutter 2021, the "wide" space: stronger than the others, and translations of up to 32 pixels."""
+    """Return the strongest, "wide" space, shifts of up to 32 pixels (Müller and Hutter 2021)."""
     space = {Operation.IDENTITY: (np.zeros(bins, np.float32), False), **_space(bins, 0.99, 32, 32, 135.0, 0.99, 6)}
     del space[Operation.INVERT]
     return space
 
 
-def increasing_arguments(level: Array, height: int, width: int) -> tuple[Array, Array, Array]:
-    """timm's RandAugment of increasing strength: what `_arrays` gives, the arguments at these levels.
+def randaugment_inc_arguments(level: Array, height: int, width: int) -> tuple[Array, Array, Array]:
+    """Return operations, arguments and signs of timm's increasing RandAugment, as `_arrays` does.
 
-    The levels are (n,) float32, 0 to 10; all operations are stronger at a higher one (Wightman et al. 2021, section 3).
+    Levels (n,) are float32, 0 to 10; a higher one makes every operation stronger (Wightman et al. 2021, section 3).
     """
     share = level / _TOP
     still = jnp.zeros_like(share)
@@ -94,7 +97,7 @@ def increasing_arguments(level: Array, height: int, width: int) -> tuple[Array, 
 
 
 def _arrays(space: Space) -> tuple[Array, Array, Array]:
-    """Of a space: operations (n,) int32, arguments (n, bins) float32, signed (n,) bool."""
+    """Return operations (n,) int32, arguments (n, bins) float32 and signed (n,) bool of a space."""
     values, signed = zip(*space.values(), strict=True)
     return jnp.array(list(space), jnp.int32), jnp.asarray(np.stack(values)), jnp.array(signed)
 
@@ -104,7 +107,7 @@ def _with_sign(key: Array, argument: Array, signed: Array) -> Array:
 
 
 def _levels(key: Array, count: int, magnitude: float, std: float, most: float) -> Array:
-    """(count,) float32, 0 to `most`: the magnitude with noise."""
+    """Return (count,) float32, 0 to `most`: the magnitude with noise."""
     return jnp.clip(magnitude + std * jax.random.normal(key, (count,)), 0.0, most)
 
 
@@ -118,26 +121,29 @@ def randaugment(
     interpolation: Interpolation = "nearest",
     fill: int = 0,
 ) -> Array:
-    """`count` operations of one strength on uint8 (h, w, c) (Cubuk et al. 2020, section 3).
+    """Apply `count` operations of one strength to uint8 (h, w, c).
 
     Args:
         key: of the image.
         image: uint8, c being 1 or 3.
-        count: operations, drawn with replacement.
+        count: number of operations, drawn with replacement.
         magnitude: 0 to 30.
         std: of a Gaussian around the magnitude, drawn for each operation and rounded; 0 is the published one.
         interpolation: of rotation, shear and translation.
-        fill: 0 to 255, what they uncover.
+        fill: 0 to 255, value of uncovered pixels.
+
+    Reference:
+        Cubuk et al. 2020, section 3.
     """
     names, values, signed = _arrays(randaugment_space(*image.shape[:2]))
     which, noise, sign = jax.random.split(key, 3)
     number = jax.random.randint(which, (count,), 0, len(names))
     level = jnp.round(_levels(noise, count, magnitude, std, _BINS - 1.0)).astype(jnp.int32)
     argument = _with_sign(sign, values[number, level], signed[number])
-    return operate_in_turn(image, names[number], argument, interpolation=interpolation, fill=fill)
+    return apply_ops(image, names[number], argument, interpolation=interpolation, fill=fill)
 
 
-def randaugment_increasing(
+def randaugment_inc(
     key: Array,
     image: Array,
     *,
@@ -148,36 +154,40 @@ def randaugment_increasing(
     interpolation: Interpolation = "nearest",
     fill: int = 0,
 ) -> Array:
-    """timm's RandAugment "rand-m7-mstd0.5-inc1" of uint8 (h, w, c) (Wightman et al. 2021, section 3).
+    """Apply timm's RandAugment "rand-m7-mstd0.5-inc1" to uint8 (h, w, c).
 
-    As `randaugment`, but of fifteen operations that all grow with a magnitude of 0 to 10, each of which is done with
-    `probability`, and without the identity. timm resamples bicubically or bilinearly, at random.
+    The arguments are those of `randaugment`, with three differences: a magnitude of 0 to 10 strengthens each of the
+    fifteen operations, each is applied with `probability`, and there is no identity. timm resamples bicubically or
+    bilinearly, at random.
+
+    Reference:
+        Wightman et al. 2021, section 3.
     """
     which, noise, sign, coin = jax.random.split(key, 4)
     levels = _levels(noise, count, magnitude, std, _TOP)
-    names, values, signed = increasing_arguments(levels, *image.shape[:2])
+    names, values, signed = randaugment_inc_arguments(levels, *image.shape[:2])
     number = jax.random.randint(which, (count,), 0, len(names))
     argument = _with_sign(sign, values[number, jnp.arange(count)], signed[number])
     done = jax.random.bernoulli(coin, probability, (count,))
     operation = jnp.where(done, names[number], Operation.IDENTITY)
-    return operate_in_turn(image, operation, argument, interpolation=interpolation, fill=fill)
+    return apply_ops(image, operation, argument, interpolation=interpolation, fill=fill)
 
 
-def trivial_augment(key: Array, image: Array, *, interpolation: Interpolation = "nearest", fill: int = 0) -> Array:
-    """One operation of any strength on uint8 (h, w, c): TrivialAugmentWide (Müller and Hutter 2021, section 3)."""
+def trivialaugment_wide(key: Array, image: Array, *, interpolation: Interpolation = "nearest", fill: int = 0) -> Array:
+    """Apply one operation of any strength to uint8 (h, w, c) (Müller and Hutter 2021, section 3)."""
     names, values, signed = _arrays(trivial_space())
     which, strength, sign = jax.random.split(key, 3)
     number = jax.random.randint(which, (), 0, len(names))
     argument = _with_sign(sign, values[number, jax.random.randint(strength, (), 0, _BINS)], signed[number])
-    return operate(image, names[number], argument, interpolation=interpolation, fill=fill)
+    return apply_op(image, names[number], argument, interpolation=interpolation, fill=fill)
 
 
 def autoaugment(
     key: Array, image: Array, policy: Sequence[Pair], *, interpolation: Interpolation = "nearest", fill: int = 0
 ) -> Array:
-    """One of a policy's pairs of operations on uint8 (h, w, c), each done with its probability.
+    """Apply a random pair of operations of a policy to uint8 (h, w, c), each with its probability.
 
-    Cubuk et al. 2019, section 3; the policies are `tables.IMAGENET` and `tables.CIFAR10`.
+    The policies are `tables.IMAGENET` and `tables.CIFAR10` (Cubuk et al. 2019, section 3).
     """
     space = autoaugment_space(*image.shape[:2])
     names, values, signed = _arrays(space)
@@ -190,4 +200,4 @@ def autoaugment(
     argument = _with_sign(sign, values[numbers[pair], levels[pair]], signed[numbers[pair]])
     done = jax.random.bernoulli(coin, shares[pair])
     operation = jnp.where(done, names[numbers[pair]], Operation.IDENTITY)
-    return operate_in_turn(image, operation, argument, interpolation=interpolation, fill=fill)
+    return apply_ops(image, operation, argument, interpolation=interpolation, fill=fill)

@@ -1,8 +1,8 @@
-"""What AutoAugment found: data, from the paper's appendix."""
+"""The policies of AutoAugment, from the paper's appendix."""
 
 from resnet_jax.data.augment.operations import Operation as Op
 
-# an operation, its probability (0 to 1) and its strength (0 to 9, or None where it has none)
+# Operation, probability (0 to 1) and strength (0 to 9, or None if it has none)
 Step = tuple[Op, float, int | None]
 Pair = tuple[Step, Step]
 

@@ -1,0 +1,1 @@
+"""Checkpoints of a run, verified by SHA-256."""

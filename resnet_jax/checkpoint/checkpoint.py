@@ -1,0 +1,225 @@
+"""Save and restore the state of a run, with the progress since its last row of metrics.
+
+The input pipeline has no state: the step is the position.
+
+Orbax writes and reads the arrays of all hosts. A checkpoint is complete only with a manifest of its files, and is
+used only if they still match it. On several hosts the first one writes and checks manifests, and chooses the step to
+restore.
+"""
+
+import errno
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from jax import Array
+
+from resnet_jax.checkpoint.manifest import describe_leaves, misfits, read_manifest
+from resnet_jax.checkpoint.orbax_logging import quiet_orbax_logging
+from resnet_jax.checkpoint.progress import decode_progress, encode_progress
+from resnet_jax.checkpoint.store import (
+    clear_incomplete,
+    commit,
+    incomplete,
+    is_intact,
+    latest_intact,
+    prune,
+    quarantine,
+)
+from resnet_jax.errors import InputError, MachineError, first_line
+from resnet_jax.parallel.multihost import broadcast_from_host0, is_primary_host
+
+# Instead of a step: no checkpoint, none intact
+_NONE, _NO_GOOD = -1, -2
+# Number of leaves or checkpoints that one message names
+_NAMED = 3
+
+# Orbax writes wrong files, or hangs, if two threads of a process save at the same time, as with one seed per device.
+# The lock is held from the start of a save until its checkpoint is complete.
+_ORBAX = threading.Lock()
+
+Log = Callable[[str], None]
+
+
+def log_to_stderr(line: str) -> None:
+    """Print a line to standard error."""
+    print(line, file=sys.stderr)
+
+
+class Checkpoints:
+    """The writer of a folder: one checkpoint at a time, written by a thread while training continues."""
+
+    def __init__(self, folder: Path, keep: int, best: bool) -> None:
+        self.folder, self.keep, self.best = folder.absolute(), keep, best
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+
+    def wait(self) -> None:
+        """Wait until nothing is being written, on all hosts; raise MachineError if a save failed."""
+        pending, self.pending = self.pending, None
+        error = pending.exception() if pending else None
+        if broadcast_from_host0(int(error is not None)) or error:
+            if is_primary_host():
+                # Again: other arrays were still being written when one failed
+                clear_incomplete(self.folder)
+            raise _unwritten(self.folder, error) from error
+
+
+@contextmanager
+def open_checkpoints(folder: Path, *, keep: int = 2, best: bool = False) -> Iterator[Checkpoints]:
+    """Yield the writer of a folder, which one process may open; pending saves are awaited at the end.
+
+    Args:
+        folder: of the checkpoints.
+        keep: number of newest checkpoints to keep. One is removed only after a newer one is complete.
+        best: also keep the one saved with the largest metric (of equal ones the newest).
+
+    Raises:
+        MachineError: A checkpoint cannot be written.
+    """
+    quiet_orbax_logging()
+    checkpoints = Checkpoints(folder, keep, best)
+    if is_primary_host():
+        clear_incomplete(checkpoints.folder)
+    with checkpoints.thread:
+        yield checkpoints
+        checkpoints.wait()
+
+
+def save(checkpoints: Checkpoints, state: Any, progress: dict[str, Any], *, metric: float | None = None) -> None:
+    """Save a checkpoint in the background, unless there is an intact one of this step. All hosts call it.
+
+    The state may be donated as soon as this returns. A save that fails leaves earlier checkpoints as they are.
+
+    Args:
+        checkpoints: of `open_checkpoints`.
+        state: a `TrainState`, saved at its own step.
+        progress: small NumPy arrays and JSON values that go into the manifest.
+        metric: how good the state is, larger is better; None or not finite if unknown.
+
+    Raises:
+        InputError: The state is not finite.
+        MachineError: This or the previous checkpoint cannot be written.
+    """
+    step = int(state.step)
+    if not _all_finite(jax.tree.leaves((state.params, state.batch_stats, state.ema))):
+        raise InputError(f"the parameters are no longer finite at step {step} and are not saved; lower optimizer.lr")
+    checkpoints.wait()
+    folder, tree = checkpoints.folder, {"state": state}
+    if broadcast_from_host0(is_primary_host() and is_intact(folder, step)):
+        return
+    if is_primary_host():
+        clear_incomplete(folder)
+    if metric is not None:
+        metric = float(metric) if math.isfinite(metric) else None
+    _ORBAX.acquire()
+    try:
+        # A new writer each time: after a failure it may not recover
+        writer = ocp.StandardCheckpointer()
+        writer.save(incomplete(folder, step), tree)
+    except BaseException as error:
+        _ORBAX.release()
+        if not isinstance(error, Exception):
+            raise
+        # A full disk raises one of many types
+        raise _unwritten(folder, error) from error
+    about = {"metric": metric, "progress": encode_progress(progress), "leaves": describe_leaves(tree)}
+    checkpoints.pending = checkpoints.thread.submit(_finish, checkpoints, writer, step, about)
+
+
+def restore(
+    folder: Path, abstract_state: Any, *, quarantine: bool = False, best: bool = False, log: Log = log_to_stderr
+) -> tuple[Any, dict[str, Any]] | None:
+    """Return state and progress of the newest intact checkpoint, or None if there is no checkpoint.
+
+    Args:
+        folder: of the checkpoints.
+        abstract_state: shapes, dtypes and shardings of the state; its devices may differ from those that saved it.
+        quarantine: move damaged checkpoints away, as only the process that trains there may do.
+        best: the one with the largest metric instead of the newest.
+        log: called with a line for each damaged checkpoint that is skipped.
+
+    Raises:
+        InputError: No checkpoint is intact, or it does not fit.
+    """
+    found, damaged = latest_intact(folder, best) if is_primary_host() else (None, {})
+    step = broadcast_from_host0((_NO_GOOD if damaged else _NONE) if found is None else found)
+    if step == _NONE:
+        return None
+    if step == _NO_GOOD:
+        reasons = _first([f"step {other}: {damage}" for other, damage in damaged.items()]) or "see the first host"
+        raise InputError(
+            f"{folder}: no checkpoint is intact ({reasons});"
+            " restore one from a backup, or move this folder away to start again"
+        )
+    for other, damage in damaged.items():
+        path = folder / str(other)
+        how = f"moved to {_quarantine(path)}" if quarantine else "skipped"
+        log(f"{path}: damaged checkpoint ({damage}), {how}; step {step} is used instead")
+    tree = _read(folder / str(step), {"state": abstract_state})
+    return tree["state"], decode_progress(read_manifest(folder / str(step)).progress)
+
+
+_quarantine = quarantine
+
+
+def _finish(checkpoints: Checkpoints, writer: ocp.StandardCheckpointer, step: int, about: dict[str, Any]) -> None:
+    """Wait until Orbax has written a step, turn it into a checkpoint, and remove superfluous ones."""
+    try:
+        with closing(writer):
+            writer.wait_until_finished()
+        if is_primary_host():
+            commit(checkpoints.folder, step, **about)
+            prune(checkpoints.folder, checkpoints.keep, checkpoints.best)
+    finally:
+        _ORBAX.release()
+        if is_primary_host():
+            clear_incomplete(checkpoints.folder)
+
+
+def _read(folder: Path, like: Any) -> Any:
+    """Return the tree of an intact checkpoint; raise InputError, naming the leaves, if it is not `like`."""
+    try:
+        wrong = misfits(read_manifest(folder).leaves, describe_leaves(like))
+        if not wrong:
+            with _ORBAX, closing(ocp.StandardCheckpointer()) as reader:
+                return reader.restore(folder.absolute(), like)
+    # Orbax raises bare exceptions
+    except Exception as error:
+        reason = first_line(error)
+        raise InputError(f"{folder}: this checkpoint cannot be read ({reason}); give the command again") from error
+    raise InputError(
+        f"{folder}: does not fit this network and optimiser ({_first(wrong)}); another version of them saved it:"
+        " choose another --out"
+    )
+
+
+def _first(reasons: list[str]) -> str:
+    return "; ".join(reasons[:_NAMED]) + (f"; and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else "")
+
+
+def _unwritten(folder: Path, error: BaseException | None) -> MachineError:
+    reason = "on the first host" if error is None else first_line(error)
+    for known in (os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT)):
+        if known in str(error):
+            # Orbax names the cause only at the end of a long line
+            reason = known
+    return MachineError(
+        f"{folder}: a checkpoint cannot be written ({reason});"
+        " free disk space and give the same command again: earlier checkpoints are kept"
+    )
+
+
+@jax.jit
+def _all_finite(leaves: list[Array]) -> Array:
+    """Return () bool over all leaves: one transfer, the same on all hosts."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

@@ -1,0 +1,56 @@
+"""resnet-jax explain."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, cast
+
+from tyro.conf import Positional, arg
+
+from resnet_jax.cli.parse import Unnamed, parse
+from resnet_jax.cli.tables import prediction_table, show
+from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """Weights, images and class of an explanation."""
+
+    source: Positional[str]
+    """Run directory, weights file, hf:OWNER/NAME or published name."""
+    images: Positional[tuple[Path, ...]]
+    """Image files."""
+    name: Annotated[str | None, arg(name="class")] = None
+    """Class to explain; None is the most probable one of each image."""
+    stage: int | None = None
+    """Stage whose feature map is used, from 1; None is the last. Earlier maps are finer but less specific."""
+    topk: int = 3
+    """Number of classes per image."""
+    out: Path = Path("explanation.png")
+    """Picture to write."""
+
+
+def explain(words: list[str]) -> int:
+    """Show where a network sees a class, by Grad-CAM: explain RUN|WEIGHTS IMAGE... [--class NAME]"""
+    kind = cast(
+        type[tuple[ExplainOptions, WeightsInfo, CheckpointChoice]],
+        tuple[Unnamed[ExplainOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
+    )
+    options, weights, checkpoint = parse(kind, words, prog="resnet-jax explain", description=explain.__doc__ or "")
+    from resnet_jax.inference.explain import draw_explanations
+    from resnet_jax.inference.explain import explain as explain_classes
+
+    found = explain_classes(
+        options.source,
+        options.images,
+        options.name,
+        stage=options.stage,
+        topk=options.topk,
+        weights=weights,
+        checkpoint=checkpoint,
+    )
+    draw_explanations(found, options.out)
+    show(prediction_table([explanation.prediction for explanation in found]))
+    cells = " x ".join(map(str, found[0].cells))
+    first = {"probability": "the likeliest class", "output": "the largest output"}[found[0].prediction.measure]
+    print(f"where it sees {options.name or first}, in {cells} cells: {options.out}")
+    return 0

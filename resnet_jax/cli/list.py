@@ -1,0 +1,113 @@
+"""resnet-jax list."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
+
+from resnet_jax.cli.parse import parse
+from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """Filter and format of a list."""
+
+    word: Positional[str] = ""
+    """Show only names that contain this."""
+    weights: bool = False
+    """Show published weights."""
+    markdown: bool = False
+    """Print the networks as the Markdown table of the README."""
+
+
+def list_all(words: list[str]) -> int:
+    """List networks and data sets or, with --weights, published weights: list [WORD]"""
+    options = parse(ListOptions, words, prog="resnet-jax list", description=list_all.__doc__ or "")
+    if options.markdown:
+        print("\n".join(_markdown(options.word)))
+        return 0
+    tables = [_weights(options.word)] if options.weights else [_networks(options.word), _datasets(options.word)]
+    tables = [table for table in tables if table.row_count]
+    if not tables:
+        raise InputError(f"no name contains {options.word!r}; `resnet-jax list` shows all")
+    show(*tables)
+    return 0
+
+
+def _networks(word: str) -> "Table":
+    from resnet_jax.models.shortcuts import SHORTCUTS
+    from resnet_jax.models.summary import model_cost
+    from resnet_jax.models.zoo import MODELS
+
+    table = plain_table("network", "block", "blocks a stage", "shortcut")
+    for column in ("classes", "parameters"):
+        table.add_column(column, justify="right")
+    letters = {shortcut: letter for letter, shortcut in SHORTCUTS.items()}
+    for name, model in MODELS.items():
+        if word in name:
+            depths = " ".join(map(str, model.depths))
+            numbers = f"{model.num_classes:,}", f"{model_cost(model).parameters:,}"
+            table.add_row(
+                name, model.block.__name__, depths, letters.get(model.shortcut, model.shortcut.__name__), *numbers
+            )
+    return table
+
+
+def _markdown(word: str) -> list[str]:
+    """Return a Markdown row per network: its cost, and the best published accuracy with its weights."""
+    from resnet_jax.models.summary import model_cost
+    from resnet_jax.models.zoo import MODELS
+    from resnet_jax.weights.entries import REPORTED, WEIGHTS, best_entry
+
+    lines = [
+        "| network | parameters | multiply-adds | input | top-1 % | weights |",
+        "|---|--:|--:|---|--:|---|",
+    ]
+    for name, model in MODELS.items():
+        if word not in name:
+            continue
+        cost, best = model_cost(model), best_entry(name)
+        count = sum(entry.model == name for entry in WEIGHTS.values())
+        top1 = f"{best.top1:.2f}" if best and best.top1 else f"{REPORTED[name]:.2f}" if name in REPORTED else ""
+        where = (
+            f"`{best.tag}` at {best.preprocessing.image_size}" + (f" and {count - 1} more" if count > 1 else "")
+            if best
+            else ""
+        )
+        shape = " x ".join(map(str, model.input_shape))
+        lines.append(
+            f"| {name} | {cost.parameters:,} | {cost.multiply_adds / 1e9:.3f} G | {shape} | {top1} | {where} |"
+        )
+    return lines
+
+
+def _datasets(word: str) -> "Table":
+    from resnet_jax.data.datasets import DATASETS
+
+    table = plain_table("data set", "what it is")
+    for name, source in DATASETS.items():
+        if word in name:
+            table.add_row(name, (source.__doc__ or "").splitlines()[0])
+    return table
+
+
+def _weights(word: str) -> "Table":
+    from resnet_jax.weights.entries import WEIGHTS
+
+    table = plain_table("weights", "source")
+    for column in ("classes", "top-1 %", "pixels", "crop"):
+        table.add_column(column, justify="right")
+    for column in ("scaled", "licence"):
+        table.add_column(column)
+    for entry in WEIGHTS.values():
+        if word in entry.name:
+            p = entry.preprocessing
+            top1 = "" if entry.top1 is None else f"{entry.top1:.2f}"
+            numbers = f"{entry.classes:,}", top1, str(p.image_size), f"{p.crop_pct:g}"
+            table.add_row(entry.name, entry.source, *numbers, p.interpolation, entry.license)
+    return table

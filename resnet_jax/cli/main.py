@@ -1,0 +1,103 @@
+"""The command line: `resnet-jax COMMAND ...`.
+
+Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 130 and 143 stopped by SIGINT or SIGTERM.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+
+from resnet_jax.cli.bench import bench
+from resnet_jax.cli.convert import convert
+from resnet_jax.cli.doctor import doctor
+from resnet_jax.cli.evaluate import evaluate
+from resnet_jax.cli.explain import explain
+from resnet_jax.cli.list import list_all
+from resnet_jax.cli.predict import predict
+from resnet_jax.cli.preflight import preflight
+from resnet_jax.cli.prepare import prepare
+from resnet_jax.cli.report import report
+from resnet_jax.cli.summary import summary
+from resnet_jax.cli.train import train
+from resnet_jax.errors import InputError, MachineError, first_line, unknown
+from resnet_jax.runtime.compilation_cache import enable_compilation_cache
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    name: (function, (function.__doc__ or "").strip())
+    for name, function in {
+        "train": train,
+        "evaluate": evaluate,
+        "predict": predict,
+        "explain": explain,
+        "report": report,
+        "convert": convert,
+        "prepare": prepare,
+        "list": list_all,
+        "summary": summary,
+        "doctor": doctor,
+        "bench": bench,
+        "preflight": preflight,
+    }.items()
+}
+
+_COMPILING = ("train", "evaluate", "predict", "explain", "report", "bench")
+
+
+def usage() -> str:
+    """Return the help text."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {doc}" for name, (_, doc) in COMMANDS.items())
+    return (
+        f"usage: resnet-jax COMMAND ...\n\nResidual networks in JAX and Flax.\n\n{commands}\n\n"
+        "`resnet-jax COMMAND --help` shows all flags of a command."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(metadata.version("resnet-jax"))
+        return 0
+    if words[0] not in COMMANDS:
+        raise unknown("command", words[0], COMMANDS)
+    if words[0] in _COMPILING and not {"-h", "--help"} & set(words):
+        enable_compilation_cache()
+    return COMMANDS[words[0]][0](words[1:])
+
+
+def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
+    """Return the exit code of a command; expected errors are printed as one line."""
+    fail = partial(_fail, name)
+    try:
+        return command()
+    # `resnet-jax list | head`
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except InputError as error:
+        return fail(str(error), 2)
+    # A full disk, a folder without read permission
+    except (MachineError, OSError) as error:
+        return fail(str(error), 1)
+    except Exception as error:
+        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+            raise
+        return fail(f"out of memory ({first_line(error)}); lower --batch-size or use more devices", 1)
+
+
+def _fail(name: str, message: str, code: int) -> int:
+    """Print an error as one line, and return the exit code."""
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    return code

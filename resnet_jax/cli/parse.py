@@ -1,0 +1,128 @@
+"""Parse command-line words to dataclasses by tyro, with errors of one line."""
+
+import contextlib
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import tyro
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Recipe, fields_of, load_recipe, nearest_fields
+from resnet_jax.recipe.fields import NetworkFields
+from resnet_jax.recipe.overrides import unset_other_length
+
+Kind = TypeVar("Kind")
+Options = TypeVar("Options")
+_T = TypeVar("_T")
+# Flags without a prefix: --seed, not --recipe.seed
+Unnamed = Annotated[_T, tyro.conf.arg(name="")]
+
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _network_fields(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Read `--model.fields` as one word of JSON."""
+    if info.type != NetworkFields:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="JSON",
+        instance_from_str=_read_fields,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda fields: [json.dumps(dict(fields))],
+    )
+
+
+def _read_fields(words: list[str]) -> NetworkFields:
+    try:
+        fields = json.loads(words[0])
+    except json.JSONDecodeError as error:
+        raise ValueError(f'not JSON ({error}); write {{"width": 32}}') from error
+    if not isinstance(fields, dict):
+        raise ValueError('not an object; write {"width": 32}')
+    return tuple(fields.items())
+
+
+def parse(kind: type[Kind], words: list[str], *, prog: str, description: str, default: Kind | None = None) -> Kind:
+    """Return a value of `kind` from words such as ["--optimizer.lr", "0.2"].
+
+    Args:
+        kind: a dataclass, or a tuple of dataclasses.
+        words: command-line words after the command.
+        prog: name of the command in messages.
+        description: help text of the command.
+        default: value to which the flags are applied.
+
+    Raises:
+        InputError: A flag is unknown, or a value does not fit.
+        SystemExit: The words contain --help.
+    """
+    options: dict[str, Any] = {} if default is None else {"default": default}
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            value, rest = tyro.cli(
+                kind,
+                args=words,
+                prog=prog,
+                description=description,
+                return_unknown_args=True,
+                registry=_registry,
+                **options,
+            )
+    except SystemExit as end:
+        if end.code == 0:
+            raise
+        raise InputError(f"{_message(printed.getvalue())}; see {prog} --help") from None
+    if rest:
+        raise InputError(f"unknown {_what(rest[0], value)}; see {prog} --help")
+    return value
+
+
+def _message(box: str) -> str:
+    """Return the first paragraph of one of tyro's boxes as one line."""
+    lines = [line.strip("│ \n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    rules = [index for index, line in enumerate(lines) if line.startswith("─")]
+    text = " ".join(lines[: rules[0]] if rules else lines)
+    return re.sub(r"\s+", " ", text).strip().rstrip(".") or "these words do not fit"
+
+
+def _what(word: str, value: Any) -> str:
+    """Return a description of a word that no field took, with the nearest fields."""
+    if not word.startswith("-"):
+        return f"word {word!r} (a recipe or run comes first, before any flag)"
+    parts = value if isinstance(value, tuple) else (value,)
+    known = [name.replace("_", "-") for part in parts for name, _ in fields_of(part)]
+    near = nearest_fields(word.split("=")[0].lstrip("-").replace("_", "-"), known)
+    return f"field {word!r}" + (f"; nearest: {', '.join('--' + name for name in near)}" if near else "")
+
+
+def recipe_and(kind: type[Options], words: list[str], command: str, doc: str | None) -> tuple[Recipe, Options]:
+    """Return a recipe, from a file and flags, and the options of a command."""
+    path, rest = split_first(words)
+    base = load_recipe(path, network=named_network(rest)) if path else Recipe()
+    both = cast(type[tuple[Recipe, Options]], tuple[Unnamed[Recipe], Unnamed[kind]])  # type: ignore[valid-type]
+    recipe, options = parse(both, rest, prog=f"resnet-jax {command}", description=doc or "", default=(base, kind()))
+    return unset_other_length(recipe, base, rest), options
+
+
+def named_network(words: Sequence[str]) -> str | None:
+    """Return the value of --model.name; a user's network is imported only if the user names it."""
+    for place, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag == "--model.name":
+            return value if equals else next(iter(words[place + 1 : place + 2]), None)
+    return None
+
+
+def split_first(words: list[str]) -> tuple[Path | None, list[str]]:
+    """Return the first word as a path, None if it is a flag, and the other words."""
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), words[1:]
+    return None, words

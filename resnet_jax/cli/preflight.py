@@ -1,0 +1,147 @@
+"""resnet-jax preflight."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from rich.markup import escape
+
+from resnet_jax.cli.parse import recipe_and
+from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.errors import InputError, MachineError
+from resnet_jax.training.options import default_data_dir
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from resnet_jax.tools.hlo import Collective
+    from resnet_jax.tools.preflight import Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightOptions:
+    """TPU slices and program to compile."""
+
+    topology: tuple[str, ...] = ()
+    """TPU slices such as v5e:2x4, which need not exist; each takes minutes."""
+    grad_accum_steps: int = 1
+    """Microbatches per step, for less memory."""
+    param_sharding: Literal["replicated", "sharded"] = "replicated"
+    """Sharding of parameters, optimiser state and EMA over the chips."""
+    data_dir: Path | None = None
+    """Folder of the data sets; None is $RESNET_JAX_DATA, or data/."""
+    image_size: int | None = None
+    """Height and width in pixels of the images; None reads the data or, if they are missing, the recipe."""
+    classes: int | None = None
+    """Number of classes; None reads the data or, if they are missing, the network."""
+    json: bool = False
+    """Print JSON for machines."""
+
+
+def preflight(words: list[str]) -> int:
+    """Check whether a step fits a TPU slice: preflight [RECIPE.py] [--field value ...] --topology v5e:2x4"""
+    recipe, options = recipe_and(PreflightOptions, words, "preflight", preflight.__doc__)
+    if not options.topology:
+        raise InputError("preflight: say for which slices: --topology v5e:2x4")
+    import jax
+
+    # Otherwise jax would look for the TPU that libtpu is for
+    jax.config.update("jax_platforms", "cpu")
+    from resnet_jax.tools.preflight import data_of, slice_of
+    from resnet_jax.tools.preflight import preflight as compile_for
+
+    # Check all of them before the first one takes minutes
+    for topology in options.topology:
+        slice_of(topology)
+    dataset, note = data_of(recipe, options.data_dir or default_data_dir(), options.image_size, options.classes)
+    log = (lambda line: None) if options.json else partial(print, flush=True)
+    if note:
+        log(note)
+    reports = []
+    for topology in options.topology:
+        log(f"compiling for {topology}, which may take minutes")
+        reports.append(
+            compile_for(
+                recipe,
+                dataset,
+                topology,
+                grad_accum_steps=options.grad_accum_steps,
+                param_sharding=options.param_sharding,
+            )
+        )
+    if options.json:
+        print(json.dumps([as_json(report) for report in reports], indent=2))
+    else:
+        side = max(recipe.augment.progressive_sizes, default=None)
+        extent = (side, side) if side else dataset.image_shape[:-1]
+        pixels = " x ".join(map(str, extent))
+        show(table_of(reports, f"{recipe.model.name}, {recipe.model.dtype}, {pixels} pixels"))
+    require_room(reports)
+    return 0
+
+
+def require_room(reports: "list[Report]") -> None:
+    """Raise MachineError with the compiler's message if a step does not fit."""
+    if refused := [f"{report.topology}: {report.refusal}" for report in reports if report.refusal]:
+        raise MachineError(
+            f"does not fit, {'; '.join(refused)}; take a smaller --batch-size, more chips, --param-sharding sharded or,"
+            " with a --model.norm-group-size, --grad-accum-steps 2"
+        )
+
+
+def as_json(report: "Report") -> dict:
+    """Return all figures of a report, in its units."""
+    kinds = {kind: asdict(collective) for kind, collective in report.collectives.items()}
+    derived = {"fits": not report.refusal, "images_per_second": report.images_per_second, "bound": report.bound}
+    return report._asdict() | {"collectives": kinds} | derived
+
+
+def table_of(reports: "list[Report]", title: str) -> "Table":
+    """Return a table with a column per slice; figures are per chip or per image."""
+    table = plain_table(title)
+    for report in reports:
+        table.add_column(report.topology, justify="right")
+
+    def row(name: str, show_one: "Callable[[Report], str]", always: bool = False) -> None:
+        table.add_row(name, *(escape(show_one(r)) if always or not r.refusal else "" for r in reports))
+
+    row("images per step, per chip", lambda r: f"{r.batch:,}, {r.batch // r.chips:,}", always=True)
+    row(
+        "fits",
+        lambda r: "no" if r.refusal else f"yes, {needed(r) / r.memory:.0%} of {r.memory / 2**30:g} GiB",
+        always=True,
+    )
+    row("state and batch", lambda r: gib(r.arguments))
+    row("temporaries", lambda r: gib(r.temporaries))
+    row("code", lambda r: gib(r.code))
+    row("FLOPs per image", lambda r: f"{r.flops / 1e9:,.3f} G")
+    row("6 x its multiply-adds", lambda r: f"{6 * r.multiply_adds / 1e9:,.3f} G")
+    row("bytes accessed per image", lambda r: f"{r.bytes_accessed / 1e6:,.1f} MB")
+    row("of these in HBM", lambda r: f"{r.memory_traffic / 1e6:,.1f} MB")
+    for kind in dict.fromkeys(kind for report in reports for kind in report.collectives):
+        row(f"{kind} per step", lambda r, kind=kind: met(r.collectives.get(kind)))  # type: ignore[misc]
+    row("of these, asynchronous", lambda r: f"{sum(c.asynchronous for c in r.collectives.values())}")
+    row("at full speed of the links", lambda r: f"{1e3 * r.link_seconds:,.2f} ms")
+    row("roofline, per step", lambda r: f"{1e3 * max(r.compute_seconds, r.memory_seconds):,.2f} ms")
+    row("roofline, images/s per chip", lambda r: f"{r.images_per_second:,.0f}")
+    row("bound by", lambda r: r.bound)
+    row("compiled in", lambda r: f"{r.compile_seconds:.0f} s", always=True)
+    return table
+
+
+def needed(report: "Report") -> float:
+    """Return the bytes that a step needs on a chip."""
+    return report.arguments + report.temporaries + report.code
+
+
+def gib(count: float) -> str:
+    """Return a number of bytes as text in GiB."""
+    return f"{count / 2**30:,.2f} GiB"
+
+
+def met(collective: "Collective | None") -> str:
+    """Return the number of collectives of a kind and their bytes, as text."""
+    return f"{collective.count:,}, {collective.bytes / 1e6:,.1f} MB" if collective else "none"

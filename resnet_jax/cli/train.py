@@ -1,0 +1,161 @@
+"""resnet-jax train."""
+
+import shlex
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+from rich.markup import escape
+
+from resnet_jax.cli.parse import Unnamed, named_network, parse, split_first
+from resnet_jax.cli.seeds import parse_seeds, report_seeds
+from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.errors import InputError
+from resnet_jax.parallel.hosts import HostOptions, join_hosts
+from resnet_jax.recipe import Recipe, load_recipe
+from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.training.options import RunOptions
+
+if TYPE_CHECKING:
+    from resnet_jax.training.loop import TrainResult
+
+# Fraction of the time from which waiting for data is reported
+_WAITED = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Run directory and seeds."""
+
+    out: Path | None = None
+    """Run directory; None is runs/NAME, with a number if that is taken. A run that is already there is resumed."""
+    seeds: tuple[str, ...] = ()
+    """Seeds to train with, START:STOP as in Python or one by one; their runs are OUT/seed0, OUT/seed1, ..."""
+    seed_layout: Literal["auto", "vmap", "devices", "sequential"] = "auto"
+    """Layout of several seeds: one program (vmap), one seed per device, one after the other, or the fastest (auto)."""
+    on_corrupt_image: Literal["replace", "fail"] = "replace"
+    """Action if a training image cannot be read: use the next one instead, or stop."""
+
+
+def train(words: list[str]) -> int:
+    """Train a recipe, or resume a run: train [RECIPE.py | RUN] [--field value ...] [--seeds 0:5] [--out DIR]"""
+    path, recipe, train_options, options, hosts = _parsed(words)
+    if train_options.seeds:
+        return _train_seeds(path, recipe, parse_seeds(train_options.seeds), train_options, options, hosts)
+    join_hosts(hosts)
+
+    from resnet_jax.parallel.multihost import is_primary_host
+    from resnet_jax.run_dir.files import next_run_dir
+    from resnet_jax.training import run
+
+    out = train_options.out or (path if path and path.is_dir() else None)
+    _require_out(out)
+    out = out or next_run_dir(Path("runs") / (path.stem if path else recipe.data.name), recipe)
+    result = run.train(recipe, out, options=options)
+    if is_primary_host():
+        _report(result, recipe, options, out)
+    return 128 + result.signal if result.signal else 0
+
+
+def _require_out(out: Path | None) -> None:
+    import jax
+
+    if out is None and jax.process_count() > 1:
+        raise InputError("several hosts write to one directory that all of them see; name it with --out")
+
+
+def _train_seeds(
+    path: Path | None,
+    recipe: Recipe,
+    seeds: list[int],
+    train_options: TrainOptions,
+    options: RunOptions,
+    hosts: HostOptions,
+) -> int:
+    """Train several seeds; raise the first error that ended one, after the others have ended."""
+    if train_options.out is None and path is not None and path.is_dir():
+        raise InputError(f"{path}: is one run; name a directory for those of the --seeds with --out")
+    join_hosts(hosts)
+
+    from resnet_jax.parallel.multihost import is_primary_host
+    from resnet_jax.training.seeds import next_seeds_dir, train_each_seed
+
+    _require_out(train_options.out)
+    stem = Path("runs") / f"{path.stem if path else recipe.data.name}-seeds"
+    out = train_options.out or next_seeds_dir(stem, recipe, seeds)
+    ended = train_each_seed(recipe, seeds, out, options=options, seed_layout=train_options.seed_layout)
+    if is_primary_host():
+        report_seeds(ended, seeds, recipe, out)
+    if signal := max(getattr(end, "signal", 0) for end in ended.values()):
+        return 128 + signal
+    for end in ended.values():
+        if isinstance(end, Exception):
+            raise end
+    return 0
+
+
+def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, RunOptions, HostOptions]:
+    """Return the path of the recipe or run, if given, and the parsed recipe and options."""
+    path, rest = split_first(words)
+    base = load_recipe(path, network=named_network(rest)) if path else Recipe()
+    kind = cast(
+        type[tuple[Recipe, TrainOptions, RunOptions, HostOptions]],
+        tuple[Unnamed[Recipe], Unnamed[TrainOptions], Unnamed[RunOptions], Unnamed[HostOptions]],
+    )
+    default = (base, TrainOptions(), RunOptions(), HostOptions())
+    recipe, train_options, options, hosts = parse(
+        kind, rest, prog="resnet-jax train", description=train.__doc__ or "", default=default
+    )
+    given = {word.split("=")[0] for word in rest}
+    if {"--seed", "--seeds"} <= given:
+        raise InputError("--seed and --seeds are given; name the seeds with one of them")
+    if "--seeds" in given and not train_options.seeds:
+        raise InputError("--seeds is empty; give START:STOP, such as 0:5, or seeds such as 0 3 7")
+    if train_options.on_corrupt_image == "fail":
+        options = replace(options, max_corrupt_fraction=0.0)
+    return path, unset_other_length(recipe, base, rest), train_options, options, hosts
+
+
+def _report(result: "TrainResult", recipe: Recipe, options: RunOptions, out: Path) -> None:
+    """Draw the curves, print the table, and print how to resume."""
+    from resnet_jax.report.curves import draw_curves
+
+    if result.rows:
+        draw_curves(result.rows, f"{recipe.model.name} on {recipe.data.name}", out / "curves.png")
+        show_result(result, out)
+    if result.reached:
+        row = result.reached
+        seconds = row["train_seconds"]
+        print(f"target {options.target_metric:g} reached at step {row['step']}, in {seconds:.1f} s of training")
+    if result.step < result.steps:
+        why, again = "interrupted" if result.signal else "stopped", f"resnet-jax train {shlex.quote(str(out))}"
+        again += f" --model.name {recipe.model.name}" if ":" in recipe.model.name else ""
+        print(f"{why} at step {result.step} of {result.steps}, checkpoint saved; resume with: {again}")
+
+
+def show_result(result: "TrainResult", out: Path) -> None:
+    """Print the short table at the end of training."""
+    from resnet_jax.tasks.metrics import display_of, format_value
+
+    row = result.rows[-1]
+    table = plain_table(f"step {row['step']} of {result.steps}", "")
+    for key, value in row.items():
+        prefix, _, name = key.rpartition("/")
+        if prefix and value is not None and display_of(name).shown:
+            errors, count = row.get(f"{prefix}/errors"), row.get(f"{prefix}/count")
+            wrong = (
+                f"  ({errors} of {count:,} wrong)"
+                if errors is not None and display_of(name).complement == "error"
+                else ""
+            )
+            table.add_row(f"{prefix.replace('/', ' ')} {name.replace('_', ' ')}", format_value(name, value) + wrong)
+    speed = statistics.median(row["images_per_second"] for row in result.rows)
+    table.add_row("training time", f"{row['train_seconds']:.1f} s  ({speed:,.0f} images/s)")
+    waited = statistics.median(row["data_wait_fraction"] for row in result.rows)
+    if waited > _WAITED:
+        advice = "more --num-threads, or `resnet-jax prepare` the data once"
+        table.add_row("waiting for data", f"{waited:.0%} of the time; {advice}")
+    table.add_row("curves", escape(str(out / "curves.png")))
+    table.add_row("run", escape(str(out)))
+    show(table)

@@ -1,0 +1,59 @@
+"""Decide how an image is stored in a packed data set."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.image import shrink
+from resnet_jax.data.source import RawExample, pixels
+from resnet_jax.errors import InputError
+
+# Pixels; images with no longer side are stored as pixels
+TINY = 64
+# Pixels of a side that JPEG can hold
+LONGEST = 65_500
+
+
+def packed(item: RawExample, size: int, quality: int) -> RawExample:
+    """Return the example with the bytes or pixels to store.
+
+    An upright baseline JPEG of at most `size` pixels on the shorter side stays as it is. All other images are scaled
+    down to that size, antialiased, and stored as pixels up to 64 x 64, otherwise as a baseline JPEG, 4:2:0. Raises
+    InputError if the image cannot be decoded.
+    """
+    content = _read(item)
+    image = pixels(item._replace(content=content))
+    if isinstance(content, bytes) and min(image.shape[:2]) <= size and _is_plain(content):
+        return item._replace(content=content)
+    channels = image.shape[2]
+    if channels in (1, 3):
+        image = shrink(image, size)
+    if max(image.shape) > LONGEST:
+        raise InputError(f"{item.where}: over {LONGEST:,} pixels long, which JPEG cannot hold")
+    exact = max(image.shape[:2]) <= TINY or channels not in (1, 3)
+    return item._replace(content=image if exact else _jpeg(image, quality), channels=channels)
+
+
+def _read(item: RawExample) -> bytes | np.ndarray:
+    if not isinstance(item.content, Path):
+        return item.content
+    try:
+        return item.content.read_bytes()
+    except OSError as error:
+        raise InputError(f"{item.where}: cannot be read ({error.strerror})") from error
+
+
+def _is_plain(content: bytes) -> bool:
+    """Return whether bytes that can be decoded are an upright baseline JPEG, grey or RGB."""
+    with Image.open(io.BytesIO(content)) as image:
+        baseline = image.format == "JPEG" and not image.info.get("progressive")
+        return baseline and image.mode in ("L", "RGB") and image.getexif().get(0x0112, 1) == 1
+
+
+def _jpeg(image: np.ndarray, quality: int) -> bytes:
+    file = io.BytesIO()
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture.save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return file.getvalue()

@@ -1,0 +1,180 @@
+"""Read data sets of TensorFlow Datasets that are prepared as ArrayRecord, without TensorFlow."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from resnet_jax.data.formats.folder import resolve_root
+from resnet_jax.data.image import Preprocessing
+from resnet_jax.data.source import (
+    MissingSplitError,
+    RawExample,
+    Source,
+    from_raw,
+    probe_indices,
+    require_labels,
+    require_one_size,
+)
+from resnet_jax.errors import InputError, first_line, nearest
+
+# The first existing split is used
+_SPLITS = {"train": ("train",), "test": ("test", "validation")}
+
+
+class _Part(NamedTuple):
+    """Origin of examples, opened by each process itself, since open files cannot be pickled."""
+
+    home: str
+    """Folder of dataset_info.json."""
+    split: str
+    image: str
+    """Key of the image among the features."""
+    label: str
+    """Key of the label."""
+    channels: int
+    classes: int
+
+
+def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Preprocessing = Preprocessing()) -> Source:
+    """TensorFlow Datasets, prepared as ArrayRecord: tfds:mnist, tfds:cifar10:3.0.2, or tfds:PATH of a version.
+
+    A name is looked up in `folder`; PATH is the folder of a version, as in `folder:PATH`. The features must be one
+    image and one class label, or `supervised_keys` must name them. The test split is "test", or "validation" if that is
+    missing. Raises InputError if the data set is not prepared, is in TFRecord format, or has other features.
+    """
+    home = _home(path, folder).resolve()
+    with _refusing(home):
+        info = _library().builder_from_directory(str(home)).info
+    if info.file_format is None or info.file_format.value != "array_record":
+        kind = info.file_format.value if info.file_format else "something else"
+        raise InputError(f"{home}: prepared as {kind}, only array_record is read; {_prepare(info.name, folder)}")
+    present = [name for name in _SPLITS[split] if name in info.splits]
+    if not present:
+        raise MissingSplitError(f"{home}: no {' or '.join(_SPLITS[split])} split, only {', '.join(info.splits)}")
+    for file in info.splits[present[0]].filepaths:
+        if not Path(file).is_file():
+            raise InputError(f"{file}: no such shard; prepare the data set again")
+    image, label = _keys(home, info.features, info.supervised_keys)
+    channels, names = _channels(home, info.features[image]), _class_names(home, info.features[label])
+    part = _Part(str(home), present[0], image, label, channels, len(names))
+    raw = partial(_example, part)
+    with _refusing(home):
+        size = len(_opened(part)[0])
+    if not size:
+        raise InputError(f"{home}: no examples in the {present[0]} split; prepare the data set again")
+    for index in probe_indices(size):
+        # Labels that are all out of range are found here
+        raw(int(index))
+    source = from_raw(size, names, raw, preprocessing)
+    require_one_size(source, home, preprocessing)
+    return source
+
+
+@cache
+def _library() -> Any:
+    """Return the package with its warnings silenced; our own errors say what matters."""
+    import tensorflow_datasets as library
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    return library
+
+
+@contextmanager
+def _refusing(home: Path) -> Iterator[None]:
+    """Raise InputError for every error of the package, which has many types."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{home}: cannot be read ({first_line(error)}); prepare the data set again") from error
+
+
+def _home(path: str, folder: Path) -> Path:
+    """Return the folder of a version of a data set, by its path or its name."""
+    home = resolve_root(path, folder) / Path(path).expanduser()
+    if (home / "dataset_info.json").is_file():
+        return home
+    if path.startswith(("/", ".", "~")):
+        what = "no dataset_info.json in this folder" if home.is_dir() else "no such folder"
+        raise InputError(f"{home}: {what}; name the folder of a version, such as mnist/3.0.1")
+    library = _library()
+    try:
+        found = library.core.read_only_builder.builder_from_files(path, data_dir=str(folder))
+    except library.core.DatasetNotFoundError as error:
+        known = library.list_builders(with_community_datasets=False)
+        name = path.partition(":")[0].partition("/")[0]
+        hint = "" if name in known else nearest(name, known)
+        raise InputError(f"{folder}: no data set {path!r} prepared here{hint}; {_prepare(path, folder)}") from error
+    except ImportError as error:
+        raise InputError(f"tfds:{path}: needs {error.name}; install it, or give the path of a version") from error
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"tfds:{path}: not the name of a data set ({first_line(error)}); give NAME:VERSION") from error
+    return Path(str(found.data_path))
+
+
+def _prepare(name: str, folder: Path) -> str:
+    command = f"tfds build {name} --file_format=array_record --data_dir={folder}"
+    return f"prepare it with `{command}` (that command needs tensorflow)"
+
+
+def _keys(home: Path, features: Any, supervised: Any) -> tuple[str, str]:
+    """Return the keys of the image and of the label."""
+    kinds = _library().features.Image, _library().features.ClassLabel
+    known = dict(features.items())
+    if isinstance(supervised, tuple) and len(supervised) == 2:
+        image, label = map(str, supervised)
+        if isinstance(known.get(image), kinds[0]) and isinstance(known.get(label), kinds[1]):
+            return image, label
+    found = [[name for name, feature in known.items() if type(feature) is kind] for kind in kinds]
+    for names, what in zip(found, ("Image", "ClassLabel"), strict=True):
+        if len(names) != 1:
+            has = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(known.items()))
+            raise InputError(f"{home}: needs one {what} feature, has {has}; choose a data set of labelled images")
+    return found[0][0], found[1][0]
+
+
+def _channels(home: Path, feature: Any) -> int:
+    channels = feature.shape[-1] or 3
+    if channels not in (1, 3) or feature.np_dtype != "uint8":
+        raise InputError(
+            f"{home}: images of {channels} channels, {feature.np_dtype}; only grey and RGB of 8 bits are read"
+        )
+    return channels
+
+
+def _class_names(home: Path, feature: Any) -> tuple[str, ...]:
+    if not feature.num_classes:
+        raise InputError(f"{home}: the number of classes is not known; choose a data set that says it")
+    return tuple(feature.int2str(label) for label in range(feature.num_classes))
+
+
+@cache
+def _opened(part: _Part) -> tuple[Any, Callable[[bytes], dict[str, Any]]]:
+    """Return random access to the records, which threads may share, and the parser of the two features.
+
+    The image stays the bytes of its file, since tfds decodes differently.
+    """
+    library = _library()
+    builder = library.builder_from_directory(part.home)
+    raw = library.decode.DeserializeMethod.RAW_BYTES
+    features = library.features.FeaturesDict({key: builder.info.features[key] for key in (part.image, part.label)})
+    decoders = {part.image: library.decode.SkipDecoding()}
+    parse = partial(features.deserialize_example_np, decoders=decoders)
+    return builder.as_data_source(part.split, deserialize_method=raw), parse
+
+
+def _example(part: _Part, index: int) -> RawExample:
+    where = f"{part.home}: {part.split} example {index}"
+    try:
+        records, parse = _opened(part)
+        values = parse(records[index])
+    except Exception as error:
+        # The type depends on the place of the damage
+        raise InputError(f"{where} is damaged ({first_line(error)}); prepare the data set again") from error
+    label = int(values[part.label])
+    require_labels(label, part.classes, where)
+    return RawExample(bytes(values[part.image]), label, "", where, part.channels)

@@ -1,0 +1,1 @@
+"""Use a trained network: open, evaluate, predict, explain, convert."""

@@ -1,0 +1,100 @@
+"""Convert the weights of a run, a file or the hub to a file that torchvision, timm or flax loads."""
+
+import json
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from resnet_jax.errors import InputError
+from resnet_jax.inference.load_model import load_model
+from resnet_jax.inference.source import CheckpointChoice
+from resnet_jax.models.blocks import PooledBlock
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import AverageShortcut
+from resnet_jax.models.stems import DeepStem, VideoStem
+from resnet_jax.run_dir.files import is_run
+from resnet_jax.training.network import require_resnet
+from resnet_jax.weights.entries import class_names
+from resnet_jax.weights.load import Variables, create_model
+from resnet_jax.weights.locate import locate
+from resnet_jax.weights.names import to_state_dict
+from resnet_jax.weights.tensors import write_tensors
+
+Style = Literal["torchvision", "timm", "flax"]
+
+
+class Converted(NamedTuple):
+    """What was written."""
+
+    model: str
+    tensors: int
+    classes: int
+
+
+def convert_weights(
+    source: str,
+    out: Path,
+    to: Style,
+    *,
+    model: str | None = None,
+    cast: bool = False,
+    checkpoint: CheckpointChoice = CheckpointChoice(),
+) -> Converted:
+    """Write the weights of a run or of published weights as a safetensors file.
+
+    Args:
+        source: a run directory, a file, "hf:OWNER/NAME" or a published name.
+        out: the file, `*.safetensors`.
+        to: "torchvision" or "timm", which load it with `strict=True`; "flax" keeps our names.
+        model: name of the network, for a file that does not say it.
+        cast: allow weights that are not float32.
+        checkpoint: of a run; by default its EMA, if it has one.
+
+    Raises:
+        InputError: The network is not known, or the other library has no such layers; nothing is written.
+
+    Example:
+        >>> convert_weights("runs/digits", Path("digits.safetensors"), "timm")  # doctest: +SKIP
+    """
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: the file is in the safetensors format, so its name must end in .safetensors")
+    name, network, variables, classes = _open(source, model, cast, checkpoint)
+    _require_layers(name, network, to)
+    if to == "flax":
+        tensors = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+    else:
+        tensors = to_state_dict(network, variables)
+    write_tensors(out, tensors, {"format": "pt", "model": name, "classes": json.dumps(classes)})
+    return Converted(name, len(tensors), network.num_classes)
+
+
+def _open(
+    source: str, model: str | None, cast: bool, checkpoint: CheckpointChoice
+) -> tuple[str, ResNet, Variables, tuple[str, ...]]:
+    """Return the name, network, variables and class names of a source."""
+    if is_run(source):
+        setup, state = load_model(source, checkpoint=checkpoint, devices=1)
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return setup.recipe.model.name, require_resnet(setup.model, "convert"), variables, setup.dataset.classes
+    entry = locate(source).entry
+    name = model or (entry and entry.model)
+    if not name:
+        raise InputError(f"{source}: which network is it? name it with --model (`resnet-jax list` shows all)")
+    network, variables = create_model(name, pretrained=source, cast=cast)
+    return name, network, variables, class_names(network.num_classes, entry.tag if entry else "")
+
+
+def _require_layers(name: str, model: ResNet, to: Style) -> None:
+    """Raise InputError if a library has no such layers."""
+    video, pooled = model.stem is VideoStem, issubclass(model.block, PooledBlock)
+    later = issubclass(model.stem, DeepStem) or issubclass(model.shortcut, AverageShortcut) or model.block.preactivation
+    lacking = {
+        "torchvision": later or pooled or model.gate is not None or model.antialias,
+        "timm": video or pooled,
+        "flax": False,
+    }
+    if lacking[to]:
+        others = " or ".join(f"--to {style}" for style, lacks in lacking.items() if not lacks)
+        raise InputError(f"{name}: {to} has no such layers; use {others}")

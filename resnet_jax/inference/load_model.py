@@ -1,0 +1,117 @@
+"""Open a trained network: of a run directory, or of published weights."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from resnet_jax.data.datasets import takes_preprocessing
+from resnet_jax.data.image import Preprocessing
+from resnet_jax.errors import InputError, unknown
+from resnet_jax.inference.load_run import load_run
+from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
+from resnet_jax.models.zoo import MODELS
+from resnet_jax.parallel.sharding import replicate
+from resnet_jax.recipe import Augment, Data, Model, Recipe, check
+from resnet_jax.run_dir.files import DatasetInfo, is_run
+from resnet_jax.training.network import require_resnet
+from resnet_jax.training.setup import Parts, TrainSetup, make_setup
+from resnet_jax.training.state import TrainState, with_ema_params
+from resnet_jax.weights.entries import WEIGHTS, Entry, class_names
+from resnet_jax.weights.load import count_channels, count_classes, match_tensors
+from resnet_jax.weights.locate import locate
+from resnet_jax.weights.tensors import read_tensors
+
+
+def load_model(
+    where: Path | str,
+    weights: WeightsInfo = WeightsInfo(),
+    checkpoint: CheckpointChoice = CheckpointChoice(),
+    *,
+    data_dir: Path = Path("data"),
+    devices: int | None = None,
+    parts: Parts = Parts(),
+) -> tuple[TrainSetup, TrainState]:
+    """Return network and state of a run directory, a weights file, "hf:OWNER/NAME" or a published name.
+
+    Args:
+        where: the source.
+        weights: what a bare weights file does not say of itself; for weights only.
+        checkpoint: which weights of a run; for runs only.
+        data_dir: folder of the data sets, for weights.
+        devices: number of devices; None is all.
+        parts: values that a run was given.
+
+    Raises:
+        InputError: There is nothing, the network or its preprocessing is not known, or an argument is for the other
+            kind of source.
+    """
+    if not is_run(where):
+        _require_unset(checkpoint, f"{where}: is not a run, and has its weights only once")
+        return _load_weights(str(where), weights, data_dir, devices)
+    _require_unset(weights, f"{where}: a run has its own network, data and preprocessing")
+    setup, state = load_run(Path(where), devices, best=checkpoint.best, network=checkpoint.network, parts=parts)
+    return setup, state if checkpoint.no_ema else with_ema_params(state)
+
+
+def _require_unset(options: CheckpointChoice | WeightsInfo, why: str) -> None:
+    set_ = [f"--{f.name.replace('_', '-')}" for f in fields(options) if getattr(options, f.name) not in (None, False)]
+    if set_:
+        raise InputError(f"{why}; leave {', '.join(set_)} out")
+
+
+def _load_weights(where: str, weights: WeightsInfo, data_dir: Path, devices: int | None) -> tuple[TrainSetup, Any]:
+    """Return the setup and a state at step 0 without an optimiser."""
+    file, entry = locate(where)
+    name, entry = _network(where, weights, entry)
+    tensors = read_tensors(file)
+    classes = count_classes(tensors)
+    if classes is None:
+        raise InputError(f"{file}: has no head, and so no classes; start a training from it with model.pretrained")
+    preprocessing = _preprocessing(where, weights, entry)
+    size = preprocessing.image_size
+    shape = (size, size) if size else MODELS[name].input_shape[:-1]
+    names = class_names(classes, entry.tag if entry else "")
+    channels = count_channels(MODELS[name], tensors) or 3
+    dataset = DatasetInfo(names, (*shape, channels), train_size=1, data_dir=str(data_dir))
+    data = _data(preprocessing, weights.data)
+    recipe = check(Recipe(model=Model(name=name), data=data, augment=Augment(crop_padding=0)))
+    setup = make_setup(recipe, dataset, devices)
+    model = require_resnet(setup.model, "loading weights").clone(input_shape=dataset.image_shape)
+    variables = match_tensors(model, tensors, file).variables
+    state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())
+    return setup, replicate(state, setup.mesh)
+
+
+def _network(where: str, weights: WeightsInfo, entry: Entry | None) -> tuple[str, Entry | None]:
+    """Return the name of the network, and the published weights that it resembles."""
+    if weights.model is None:
+        if entry is None:
+            raise InputError(f"{where}: which network is it? name it with --model (`resnet-jax list` shows all)")
+        return entry.model, entry
+    if weights.model in WEIGHTS:
+        return WEIGHTS[weights.model].model, WEIGHTS[weights.model]
+    if weights.model not in MODELS:
+        raise unknown("model", weights.model, [*MODELS, *WEIGHTS])
+    return weights.model, entry
+
+
+def _preprocessing(where: str, weights: WeightsInfo, entry: Entry | None) -> Preprocessing:
+    """Return what is published, and what the flags say instead."""
+    values = dict(vars(entry.preprocessing)) if entry else {}
+    names = [field.name for field in fields(Preprocessing)]
+    values |= {name: getattr(weights, name) for name in names if getattr(weights, name) is not None}
+    for name in ("mean", "std"):
+        if values.get(name) is None:
+            raise InputError(
+                f"{where}: its preprocessing is not known; give --{name}, or published weights like it with --model"
+            )
+    return Preprocessing(**values)
+
+
+def _data(preprocessing: Preprocessing, name: str | None) -> Data:
+    known = {key: value for key, value in vars(preprocessing).items() if value is not None}
+    if name is not None and not takes_preprocessing(name):
+        known = {key: known[key] for key in ("mean", "std")}
+    return Data(**known, name=name or "")

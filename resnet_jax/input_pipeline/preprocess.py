@@ -1,0 +1,170 @@
+"""Preprocessing of a training batch on the devices: augmentation, normalisation, erasing and mixing.
+
+Randomness is a function of (seed, step, example): the key of a step is folded with the row of the example.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from resnet_jax.data.augment import ImageOp, flip, map_images, normalize, pad_crop
+from resnet_jax.data.augment import policies as p
+from resnet_jax.data.augment.erase import cutout, random_erase
+from resnet_jax.data.augment.geometry import alternating_flip, random_resized_crop
+from resnet_jax.data.augment.host_crop import crop_reader
+from resnet_jax.data.augment.jitter import jitter
+from resnet_jax.data.augment.mix import mix
+from resnet_jax.data.augment.tables import CIFAR10, IMAGENET
+from resnet_jax.data.source import Source
+from resnet_jax.input_pipeline.host_input import Read
+from resnet_jax.input_pipeline.sampler import Batch, times_seen
+from resnet_jax.recipe import Augment, Recipe
+
+# (key of the run, step, batch of uint8 images with rows) -> the batch with float images and its targets
+Preprocess = Callable[[Array, Array, Batch], Batch]
+# (key of an example, image uint8, target) -> image uint8, target
+Transform = Callable[[Array, Array, Any], tuple[Array, Any]]
+# (targets, classes) -> soft targets float (b, k)
+ToSoft = Callable[[Array, int], Array]
+
+# Folded into the key of a step like a row number; no row has one of these
+_MIX = 2**32 - 2
+_ERASE = 2**32 - 3
+
+
+def make_preprocess(
+    recipe: Recipe,
+    train_size: int,
+    classes: int,
+    to_soft: ToSoft | None = None,
+    *,
+    image_size: int | None = None,
+    transform: Transform | None = None,
+) -> Preprocess:
+    """Return the preprocessing of a recipe.
+
+    Args:
+        recipe: names the augmentation.
+        train_size: number of training images.
+        classes: number of classes or outputs.
+        to_soft: makes targets that mixup and CutMix can mix.
+        image_size: height and width in pixels to which images are resized after the augmentation; None leaves them.
+        transform: of your own, applied to each uint8 image and its target after the recipe's augmentation.
+    """
+    a, data = recipe.augment, recipe.data
+    transforms, erasers = _transforms(a, image_size, transform), _erasers(a)
+
+    def preprocess(key: Array, step: Array, batch: Batch) -> Batch:
+        step_key, rows = jax.random.fold_in(key, step), jnp.asarray(batch.rows)
+        images, targets = jnp.asarray(batch.image), batch.target
+        if a.alternating_hflip:
+            seen = times_seen(step, rows, recipe.batch_size, train_size, a.aug_repeats)
+            images = jax.vmap(partial(alternating_flip, key))(images, jnp.asarray(batch.indices), seen)
+        keys = jax.vmap(partial(jax.random.fold_in, step_key))(rows)
+        for apply in transforms:
+            images, targets = jax.vmap(apply)(keys, images, targets)
+        images = normalize(images, data.mean, data.std)
+        for number, eraser in enumerate(erasers):
+            images = map_images(jax.random.fold_in(step_key, _ERASE - number), images, eraser, rows)
+        if to_soft is not None and (a.mixup_alpha or a.cutmix_alpha):
+            images, targets = _mix(a, jax.random.fold_in(step_key, _MIX), images, to_soft(targets, classes))
+        return batch._replace(image=images, target=targets)
+
+    return preprocess
+
+
+def _transforms(a: Augment, image_size: int | None, own: Transform | None) -> list[Transform]:
+    """Return the augmentations of uint8 images in order, each with its own key."""
+    transforms: list[Transform] = []
+    if a.crop_padding:
+        op = partial(pad_crop, pad=a.crop_padding, mode=a.pad_mode)
+        transforms.append(lambda key, image, target: (op(jax.random.split(key)[0], image), target))
+    if a.hflip:
+        transforms.append(lambda key, image, target: (flip(jax.random.split(key)[1], image), target))
+    # Numbers 0 and 1 belong to the two keys of the split
+    for number, image_op in enumerate(_image_ops(a, image_size), 2):
+        transforms.append(partial(_on_image, image_op, number))
+    if own is not None:
+        number = 2 + len(_image_ops(a, image_size))
+        transforms.append(lambda key, image, target: own(jax.random.fold_in(key, number), image, target))
+    return transforms
+
+
+def _on_image(op: ImageOp, number: int, key: Array, image: Array, target: Any) -> tuple[Array, Any]:
+    return op(jax.random.fold_in(key, number), image), target
+
+
+def _image_ops(a: Augment, image_size: int | None) -> list[ImageOp]:
+    """Return the operations on uint8 images after padded crop and flip."""
+    ops: list[ImageOp] = []
+    if a.random_resized_crop and a.rrc_from == "resized":
+        ops.append(partial(_random_resized_crop, a))
+    if policy := _policy(a):
+        ops.append(policy)
+    if a.brightness or a.contrast or a.saturation or a.hue:
+        strengths = partial(jitter, brightness=a.brightness, contrast=a.contrast)
+        ops.append(partial(strengths, saturation=a.saturation, hue=a.hue))
+    if image_size is not None:
+        ops.append(partial(_resize, image_size))
+    return ops
+
+
+def _random_resized_crop(a: Augment, key: Array, image: Array) -> Array:
+    size = image.shape[:2] if a.train_crop_size is None else (a.train_crop_size, a.train_crop_size)
+    return random_resized_crop(key, image, (size[0], size[1]), a.rrc_scale, a.rrc_ratio)
+
+
+def _resize(size: int, key: Array, image: Array) -> Array:
+    """Resize the whole image; `key` is not used."""
+    pixels = jax.image.resize(image.astype(jnp.float32), (size, size, image.shape[-1]), "bilinear")
+    return jnp.round(pixels).astype(jnp.uint8)
+
+
+def _policy(a: Augment) -> ImageOp | None:
+    shared: dict[str, Any] = {"interpolation": a.policy_interpolation, "fill": a.policy_fill}
+    strength: dict[str, Any] = {"count": a.num_ops, "magnitude": a.magnitude, "std": a.magnitude_std}
+    policies: dict[str, ImageOp | None] = {
+        "none": None,
+        "randaugment": partial(p.randaugment, **strength, **shared),
+        "randaugment_inc": partial(p.randaugment_inc, **strength, **shared),
+        "trivialaugment_wide": partial(p.trivialaugment_wide, **shared),
+        "autoaugment_imagenet": partial(p.autoaugment, policy=IMAGENET, **shared),
+        "autoaugment_cifar10": partial(p.autoaugment, policy=CIFAR10, **shared),
+    }
+    return policies[a.policy]
+
+
+def _erasers(a: Augment) -> list[ImageOp]:
+    """Return the operations on normalised images, whose mean is 0."""
+    erasers: list[ImageOp] = []
+    if a.cutout:
+        erasers.append(partial(cutout, size=a.cutout))
+    if a.erase_prob:
+        erasers.append(partial(random_erase, probability=a.erase_prob, area=a.erase_scale, ratio=a.erase_ratio))
+    return erasers
+
+
+def _mix(a: Augment, key: Array, images: Array, targets: Array) -> tuple[Array, Array]:
+    return mix(
+        key,
+        images,
+        targets,
+        mixup_alpha=a.mixup_alpha,
+        cutmix_alpha=a.cutmix_alpha,
+        probability=a.mix_prob,
+        mix_switch_prob=a.mix_switch_prob,
+    )
+
+
+def original_crop(recipe: Recipe, source: Source) -> Read | None:
+    """Return a reader of random crops of the original images, if the recipe crops originals."""
+    a, data = recipe.augment, recipe.data
+    if not (a.random_resized_crop and a.rrc_from == "original"):
+        return None
+    size = a.train_crop_size or data.image_size
+    assert size is not None, "checked with the recipe"
+    return crop_reader(source, recipe.seed, size, a.rrc_scale, a.rrc_ratio, data.interpolation)

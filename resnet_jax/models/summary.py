@@ -1,0 +1,150 @@
+"""Layers, parameters and multiply-adds of a network, by abstract evaluation: nothing is computed."""
+
+import math
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+from resnet_jax.models.layers import Conv, extents
+from resnet_jax.models.resnet import ResNet
+
+
+class Row(NamedTuple):
+    """One layer."""
+
+    path: str
+    kind: str
+    output: tuple[int, ...]
+    """Shape without the batch."""
+    parameters: int
+    multiply_adds: int
+    """Per image; of convolutions and matrix products alone, as is usual."""
+
+
+def summarize(model: nn.Module, image_shape: tuple[int, ...]) -> list[Row]:
+    """Return a row for every layer with parameters, in order of evaluation, for images (spatial..., c).
+
+    Example:
+        >>> from resnet_jax.models.zoo import MODELS
+        >>> summarize(MODELS["resnet20"], (32, 32, 3))[0].path
+        'stem/conv'
+    """
+    rows: list[Row] = []
+
+    def record(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        output = call(*args, **kwargs)
+        module = context.module
+        if context.method_name == "__call__" and "params" in module.variables and is_leaf(module):
+            params = module.variables["params"]
+            count = sum(math.prod(leaf.shape) for leaf in params.values())
+            rows.append(
+                Row(
+                    path="/".join(module.path),
+                    kind=type(module).__name__,
+                    output=output.shape[1:],
+                    parameters=count,
+                    multiply_adds=multiply_adds(module, output.shape),
+                )
+            )
+        return output
+
+    def apply() -> Any:
+        with nn.intercept_methods(record):
+            return model.init(jax.random.key(0), jnp.zeros((1, *image_shape)))
+
+    jax.eval_shape(apply)
+    return rows
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Return whether a module owns all its parameters, so that no submodule has any."""
+    return not any(isinstance(value, dict) for value in module.variables["params"].values())
+
+
+def multiply_adds(module: nn.Module, output: tuple[int, ...]) -> int:
+    """Return multiply-adds per image: each output value costs the number of inputs that it sums over."""
+    if not isinstance(module, Conv | nn.Conv | nn.Dense):
+        return 0
+    kernel = module.variables["params"]["kernel"].shape
+    return math.prod(output[1:]) * math.prod(kernel[:-1])
+
+
+class ModelCost(NamedTuple):
+    """The cost of a network, counted as publications count it."""
+
+    parameters: int
+    multiply_adds: int
+    """Per image."""
+
+
+def model_cost(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> ModelCost:
+    """Return the number of trainable parameters, and of multiply-adds per image.
+
+    A ResNet is not traced whole: the blocks of a stage after its first are alike, so two blocks of each stage suffice.
+
+    Args:
+        model: a network.
+        image_shape: (spatial..., c); None is `input_shape` of a ResNet.
+
+    Example:
+        >>> from resnet_jax.models.zoo import MODELS
+        >>> model_cost(MODELS["resnet18"]).parameters
+        11689512
+    """
+    if not isinstance(model, ResNet):
+        assert image_shape is not None, "a network of one's own has no shape of its images"
+        costs = [(row.parameters, row.multiply_adds) for row in summarize(model, image_shape)]
+        return ModelCost(*(sum(cost[i] for cost in costs) for i in range(2)))
+    if image_shape is not None:
+        model = model.clone(input_shape=image_shape)
+    depths = tuple(min(depth, 2) for depth in model.depths)
+    shallow = model.clone(depths=depths, conv=_ConvShapes, norm=_NormShapes, act=_identity)
+    repeats = {f"stage{i + 1}_block2": depth - 1 for i, depth in enumerate(model.depths)}
+    parts = [(repeats.get(part, 1), cost) for part, cost in _costs(shallow)]
+    return ModelCost(*(sum(times * cost[i] for times, cost in parts) for i in range(2)))
+
+
+def _identity(x: Array) -> Array:
+    return x
+
+
+class _ConvShapes(Conv):
+    """The shapes of a convolution, without its computation and without random numbers: faster to trace."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        (batch, *spatial, channels), rank = x.shape, x.ndim - 2
+        window, strides = extents(self.kernel, rank), extents(self.stride, rank)
+        self.variable("params", "kernel", jnp.zeros, (*window, channels // self.groups, self.features))
+        if self.bias:
+            self.variable("params", "bias", jnp.zeros, (self.features,))
+        # Padded by dilation * (k // 2) on both sides
+        lost = [self.dilation * (k - 1 - k // 2 * 2) for k in window]
+        after = ((n - less - 1) // stride + 1 for n, less, stride in zip(spatial, lost, strides, strict=True))
+        return jnp.zeros((batch, *after, self.features), x.dtype)
+
+
+class _NormShapes(nn.Module):
+    """The parameters of a normalisation, without its computation."""
+
+    use_running_average: bool
+    dtype: Any
+    scale_init: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for name in ("scale", "bias"):
+            self.variable("params", name, jnp.zeros, x.shape[-1:])
+        return x
+
+
+# Networks of a family differ by their depths alone
+@cache
+def _costs(model: ResNet) -> list[tuple[str, ModelCost]]:
+    """Return the cost of each layer, with the name of the stem, block or head that contains it."""
+    rows = summarize(model, model.input_shape)
+    return [(row.path.split("/")[0], ModelCost(row.parameters, row.multiply_adds)) for row in rows]

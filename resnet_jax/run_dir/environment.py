@@ -1,0 +1,54 @@
+"""The environment in which a run was started: command, versions, devices, git commit."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def read_environments(run: Path) -> list[dict[str, Any]]:
+    """Return the environment of each start of a run, oldest first; empty if the file is damaged."""
+    try:
+        starts = json.loads((run / "environment.json").read_text())
+    except (OSError, ValueError):
+        return []
+    return starts if isinstance(starts, list) else []
+
+
+def environment() -> dict[str, Any]:
+    """Return command, versions, devices and git commit, on which a result may depend."""
+    devices = jax.devices()
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "backend": jax.default_backend(),
+        "devices": [device.device_kind for device in devices],
+        "processes": jax.process_count(),
+        **git_state(Path(__file__).parent),
+    }
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Return the commit of a checkout, and whether tracked files differ from it; None outside a checkout."""
+
+    def git(*args: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *args], capture_output=True, text=True, timeout=10, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_commit": commit, "git_changed": None if changed is None else bool(changed)}

@@ -1,0 +1,211 @@
+"""The directory of a run: recipe.json, dataset.json, environment.json, metrics.jsonl and checkpoints/."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
+from resnet_jax.run_dir.environment import environment, read_environments
+
+# An interrupted start may leave these in a directory without recipe.json
+_OWN = ("recipe.json.tmp", "lock")
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The facts about a data set that prediction needs, when the data may be missing."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, ...]
+    """(h, w, c); sequences (l, c), video (t, h, w, c)."""
+    train_size: int
+    data_dir: str
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file atomically: a reader sees all of it or the old one."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def is_run(where: Path | str) -> bool:
+    """Return whether a path is a run directory."""
+    return (Path(where) / "recipe.json").is_file()
+
+
+def require_run(run: Path) -> None:
+    """Raise InputError if a path is not a run directory."""
+    if not is_run(run):
+        raise InputError(f"{run}: not a run directory (no recipe.json); `resnet-jax train` makes one")
+
+
+def read_recipe(run: Path) -> Recipe:
+    """Return the recipe of a run without importing its network; raise InputError if there is none."""
+    require_run(run)
+    path = run / "recipe.json"
+    return from_json(path.read_text(errors="replace"), str(path))
+
+
+def read_dataset_info(run: Path) -> DatasetInfo:
+    """Return the data set facts of a run; raise InputError if dataset.json is missing or damaged."""
+    path = run / "dataset.json"
+    try:
+        values = json.loads(path.read_text())
+        shape = tuple(int(length) for length in values["image_shape"])
+        if min(*shape, values["train_size"]) < 1 or len(shape) not in (2, 3, 4) or not values["classes"]:
+            raise ValueError("sizes must be positive")
+        return DatasetInfo(tuple(values["classes"]), shape, values["train_size"], values["data_dir"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: missing or damaged; train again to write it") from error
+
+
+def require_same_run(
+    out: Path, recipe: Recipe, dataset: DatasetInfo | None = None, given: tuple[str, ...] | None = None
+) -> None:
+    """Raise InputError unless a directory is free or holds a run of this recipe and data; change nothing."""
+    if (out / "recipe.json").is_file():
+        changed = differences(read_recipe(out), recipe)
+        if changed:
+            raise InputError(f"{out}: holds a run of another recipe ({'; '.join(changed)}); choose another --out")
+        if given is not None:
+            require_given(out, given)
+        if dataset is not None and (out / "dataset.json").is_file():
+            _require_same_data(out, read_dataset_info(out), dataset)
+    elif set(str(out.absolute())) & set("*?[]"):
+        raise InputError(f"{out}: the checkpoint writer cannot handle *, ?, [ or ] in a path; choose another --out")
+    elif out.exists() and (not out.is_dir() or any(path.name not in _OWN for path in out.iterdir())):
+        raise InputError(f"{out}: exists and is not a run directory; choose another --out")
+
+
+def read_given(run: Path) -> tuple[str, ...]:
+    """Return the names of the parts that a run was given as values, such as "model"."""
+    path = run / "given.json"
+    if not path.is_file():
+        return ()
+    try:
+        names = json.loads(path.read_text())
+        return tuple(map(str, names)) if isinstance(names, list) else ()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: damaged; it lists the parts that `train` was given as values") from error
+
+
+def require_given(run: Path, given: tuple[str, ...], needed: Sequence[str] | None = None) -> None:
+    """Raise InputError unless the parts that a run was given as values are given again, and no others.
+
+    Args:
+        run: the run directory.
+        given: names of the parts that are given now.
+        needed: names of those that matter; None is all.
+    """
+    before = read_given(run)
+    for name in sorted({*before, *given}):
+        if (name in before) == (name in given) or (needed is not None and name not in needed):
+            continue
+        how, hint = ("with", f"give it again, {name}=...") if name in before else ("without", "leave it out")
+        raise InputError(f"{run}: was trained {how} its {name} given as a value; {hint}")
+
+
+def _require_same_data(out: Path, old: DatasetInfo, new: DatasetInfo) -> None:
+    for name in ("classes", "image_shape", "train_size"):
+        before, now = getattr(old, name), getattr(new, name)
+        if before != now:
+            raise InputError(
+                f"{out}: its data had {name} {before}, now {now}; restore the data or choose another --out"
+            )
+
+
+def init_run_dir(
+    out: Path,
+    recipe: Recipe,
+    dataset: DatasetInfo,
+    given: tuple[str, ...] = (),
+    pretrained: Path | None = None,
+) -> None:
+    """Write the run directory of a recipe, and append this start to environment.json.
+
+    Args:
+        out: the run directory.
+        recipe: goes to recipe.json.
+        dataset: goes to dataset.json.
+        given: names of the parts that are given as values.
+        pretrained: weights file that the run starts from; its SHA-256 is recorded, since the file may change.
+
+    Raises:
+        InputError: The directory holds something else or cannot be written.
+    """
+    require_same_run(out, recipe, given=given)
+    start = environment()
+    if pretrained is not None:
+        with pretrained.open("rb") as file:
+            start["pretrained"] = {
+                "file": str(pretrained.absolute()),
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    starts = [*read_environments(out), start]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(out / "recipe.json", to_json(recipe))
+        write_atomic(out / "dataset.json", json.dumps(dataclasses.asdict(dataset), indent=2) + "\n")
+        if given:
+            write_atomic(out / "given.json", json.dumps(list(given)) + "\n")
+        write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
+
+
+def next_run_dir(stem: Path, recipe: Recipe) -> Path:
+    """Return the first of STEM, STEM-2, ... that is free or holds an unfinished run of this recipe."""
+    for number in itertools.count(1):
+        run = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+        if not run.exists():
+            return run
+        if (run / "recipe.json").is_file() and read_recipe(run) == recipe and not is_finished(run):
+            return run
+    raise AssertionError("unreachable")
+
+
+def is_finished(run: Path) -> bool:
+    """Return whether the last row of metrics belongs to the last step."""
+    lines = read_metrics(run)
+    return bool(lines) and lines[-1]["step"] >= total_steps(read_recipe(run), read_dataset_info(run).train_size)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, oldest first, up to a line that a crash has cut short."""
+    path, lines = run / "metrics.jsonl", []
+    if not path.is_file():
+        return []
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(line, dict) or "step" not in line:
+            break
+        lines.append(line)
+    return lines
+
+
+def truncate_metrics(run: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the rows after a step, which a resumed run writes again, and return the others."""
+    lines = [line for line in read_metrics(run) if line["step"] <= step]
+    if jax.process_index() == 0:
+        write_atomic(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def append_metrics(run: Path, line: dict[str, Any]) -> None:
+    """Append a row to metrics.jsonl, on the first host."""
+    if jax.process_index() == 0:
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")

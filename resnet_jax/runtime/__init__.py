@@ -1,0 +1,1 @@
+"""The process and its machine: compilation cache, compiler options, memory, signals, threads."""

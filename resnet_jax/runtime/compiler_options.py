@@ -1,0 +1,40 @@
+"""Compiler options that keep faulty optimisations of XLA out."""
+
+from functools import lru_cache
+
+import jax
+
+# Fusions that XLA applies on CPUs since jaxlib 0.10.2. In 0.10.2 they return wrong sums of products
+# (jax-ml/jax#39103); in 0.11.2 and 0.12.0 a ResNet-20 in bfloat16 returns NaN (tests/test_backend.py). Without them
+# the digits train 1 to 3 % slower on two cores, with each of these versions.
+_WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+# Without this XLA drops `resnet_jax.models.cpu_ops.cpu_barrier` before it fuses
+_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+@lru_cache
+def compiler_options() -> dict[str, str]:
+    """Return `compiler_options` of `jax.jit` for networks: on CPUs they prevent faulty and slow fusions.
+
+    Empty on other backends. An option that the compiler does not know is left out.
+
+    Example:
+        >>> import jax
+        >>> from resnet_jax import compiler_options
+        >>> step = jax.jit(lambda x: x + 1, compiler_options=compiler_options())
+        >>> int(step(1))
+        2
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for option in (_WITHOUT_YNN, _BARRIERS) if _is_known(option) for name, value in option.items()}
+
+
+def _is_known(option: dict[str, str]) -> bool:
+    try:
+        jax.jit(lambda: 0, compiler_options=option)()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -1,0 +1,74 @@
+"""Stop a run: between two steps on a signal, or by a watchdog if it hangs."""
+
+import faulthandler
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import jax
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the number of the SIGINT or SIGTERM received, 0 if there is none.
+
+    A second Ctrl-C acts at once, as usual. Outside the main thread, where Python handles no signals, it is always 0.
+    """
+    received = 0
+
+    def note(number: int, frame: object) -> None:
+        nonlocal received
+        received = number
+        signal.signal(number, before[signal.Signals(number)])
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reraise_signal(number: int) -> None:
+    """Raise a received signal again, before there is any progress to save; 0 is none.
+
+    Several hosts ignore it here: they stop together after a step.
+    """
+    if number and jax.process_count() == 1:
+        signal.raise_signal(number)
+
+
+@contextmanager
+def watchdog(seconds: float) -> Iterator[Callable[[], None]]:
+    """Yield a function to call at each sign of progress; without a call for `seconds` the process ends.
+
+    It then writes the stacks of all threads to standard error and exits with code 1, since one host that hangs would
+    block all others. With 0 seconds or without standard error there is no watchdog.
+    """
+    armed, stderr = -math.inf, -1
+    # Standard error may be missing, or have no file
+    with suppress(AttributeError, OSError, ValueError):
+        stderr = sys.__stderr__.fileno()  # type: ignore[union-attr]
+    seconds = seconds if stderr >= 0 else 0
+
+    def alive() -> None:
+        nonlocal armed
+        if seconds and time.monotonic() - armed >= min(1.0, seconds / 4):
+            faulthandler.dump_traceback_later(seconds, exit=True, file=stderr)
+            armed = time.monotonic()
+
+    alive()
+    try:
+        yield alive
+    finally:
+        if seconds:
+            faulthandler.cancel_dump_traceback_later()

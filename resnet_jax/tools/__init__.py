@@ -1,0 +1,1 @@
+"""Diagnosis of machine, data and compiled programs."""

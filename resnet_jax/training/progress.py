@@ -1,0 +1,116 @@
+"""What people see while a run trains: a live bar on a terminal, plain lines elsewhere."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resnet_jax.errors import InputError
+from resnet_jax.tasks.metrics import format_value
+from resnet_jax.training.setup import TrainSetup
+
+_REFRESH = 0.25  # seconds
+# Corrupt images that are named
+_NAMED = 10
+
+# Takes one line for people
+Log = Callable[[str], None]
+# Called after each step with the steps taken and the averages since the last row
+Tick = Callable[[int, Callable[[], dict[str, Any]]], None]
+# (name, images per step, step now, step at the end) -> what to call after each step
+AddBar = Callable[[str, int, int, int], Tick]
+
+
+class PipeSafeConsole(Console):
+    """Console that stops the run in an orderly way if its pipe is closed, as by `| head`."""
+
+    def on_broken_pipe(self) -> None:
+        """Stop with SIGTERM instead of a traceback."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        signal.raise_signal(signal.SIGTERM)
+
+
+def console_log(console: Console) -> Log:
+    """Return a function that prints lines as they are."""
+    return partial(console.print, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[AddBar]:
+    """Yield a function that adds a progress bar below what is printed."""
+    columns = (
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[values]}"),
+        TextColumn("{task.fields[speed]} images/s"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("left"),
+    )
+    live = console.is_terminal
+    with Progress(*columns, console=console, disable=not live, transient=True, expand=True) as bar:
+
+        def add(name: str, batch_size: int, step: int, steps: int) -> Tick:
+            task = bar.add_task(name, total=steps, completed=step, values="", speed="-")
+            shown = 0.0
+
+            def tick(step: int, values: Callable[[], dict[str, Any]]) -> None:
+                nonlocal shown
+                if not live or time.perf_counter() - shown < _REFRESH:
+                    return
+                bar.update(task, completed=step)
+                speed = batch_size * (bar.tasks[task].speed or 0)
+                text = "  ".join(f"{name} {format_value(name, value)}" for name, value in values().items())
+                bar.update(task, values=text, speed=f"{speed:,.0f}")
+                shown = time.perf_counter()
+
+            return tick
+
+        yield add
+
+
+def headline(setup: TrainSetup, out: Path) -> str:
+    """Return what is trained, on what, where."""
+    device, recipe, hosts = setup.mesh.devices.flat[0].device_kind, setup.recipe, jax.process_count()
+    how = f" on {hosts} hosts" if hosts > 1 else ""
+    how += f", {setup.grad_accum_steps} microbatches per step" if setup.grad_accum_steps > 1 else ""
+    how += ", sharded parameters" if setup.param_sharding == "sharded" else ""
+    how += f", given as values: {', '.join(setup.given)}" if setup.given else ""
+    return (
+        f"{recipe.model.name} on {recipe.data.name}, {setup.dataset.train_size:,} images,"
+        f" {setup.steps:,} steps of {recipe.batch_size}, {setup.mesh.size} x {device}{how}, in {out}"
+    )
+
+
+def corrupt_log(corrupt: dict[int, str], most: float, log: Log) -> Callable[[], None]:
+    """Return a function that logs images found corrupt since its last call; safe to call from several threads.
+
+    Args:
+        corrupt: messages by index of the image.
+        most: number of corrupt images above which the function raises InputError.
+        log: is told of the first ten.
+    """
+    told, lock = 0, threading.Lock()
+
+    def log_corrupt() -> None:
+        nonlocal told
+        with lock:
+            messages = list(corrupt.values())
+            for message in messages[told:_NAMED]:
+                log(f"{message}; replaced by the next image")
+            told = len(messages)
+        if len(messages) > most:
+            others = f"; so are {len(messages) - 1:,} others" if len(messages) > 1 else ""
+            raise InputError(f"{messages[-1]}{others}, more than --max-corrupt-fraction allows: mend the data")
+
+    return log_corrupt

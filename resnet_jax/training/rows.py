@@ -1,0 +1,117 @@
+"""Rows of metrics.jsonl: what is measured, under which keys, and what a row is worth.
+
+Keys are "train/loss", "test/accuracy", "ema/test/accuracy" and so on, in the words of the task.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resnet_jax.tasks.metrics import compute_all, display_of, format_value
+from resnet_jax.tasks.task import Task
+from resnet_jax.training.evaluate import Totals
+from resnet_jax.training.setup import TrainSetup, eval_split
+from resnet_jax.training.timer import StepTimer
+
+Row = dict[str, Any]
+_TINY = 1e-9
+
+
+def train_values(setup: TrainSetup, totals: Totals) -> dict[str, float | None]:
+    """Return the averages over training images since the last row; None for what is not known."""
+    metrics = {name: setup.task.metrics[name] for name in setup.task.train_metrics}
+    values = compute_all(metrics, totals)
+    loss, weight = totals.get("loss"), totals.get("weight")
+    known = loss is not None and weight is not None
+    return {"loss": float(loss) / max(float(weight), _TINY) if known else None, **values}  # type: ignore[arg-type]
+
+
+def metrics_row(
+    setup: TrainSetup,
+    step: int,
+    totals: Totals,
+    evaluated: Mapping[str, Mapping[str, Any]],
+    timer: StepTimer,
+    rows: Sequence[Row],
+) -> Row:
+    """Return the next row of metrics.jsonl.
+
+    Args:
+        setup: of the run.
+        step: steps taken.
+        totals: sums over the training images since the last row.
+        evaluated: values on the evaluation split by prefix: "" for the network, "ema/" for its EMA.
+        timer: since the last row.
+        rows: before it.
+    """
+    split, seconds, batch = eval_split(setup.recipe), max(timer.seconds, _TINY), setup.recipe.batch_size
+    train = {f"train/{name}": value for name, value in train_values(setup, totals).items() if _is_shown(name)}
+    measured = {f"{prefix}{split}/{k}": v for prefix, values in evaluated.items() for k, v in values.items()}
+    nonfinite = int(totals.get("nonfinite_steps") or 0)
+    return {
+        "step": step,
+        "epoch": step * batch / setup.dataset.train_size,
+        **train,
+        **measured,
+        "lr": float(setup.schedule(step - 1)),
+        **({"nonfinite_steps": nonfinite} if nonfinite else {}),
+        "images_per_second": (step - timer.first_step) * batch / seconds,
+        "data_wait_fraction": min(timer.waited / seconds, 1.0),
+        "train_seconds": (rows[-1]["train_seconds"] if rows else 0.0) + seconds,
+    }
+
+
+def _is_shown(name: str) -> bool:
+    return display_of(name).shown
+
+
+def monitored_key(row: Mapping[str, Any], split: str, task: Task) -> str:
+    """Return the key of the value that picks the best checkpoint: that of the EMA, if there is one."""
+    ema = f"ema/{split}/{task.monitor}"
+    return ema if ema in row else f"{split}/{task.monitor}"
+
+
+def monitored_value(row: Mapping[str, Any], split: str, task: Task) -> float:
+    """Return the value that picks the best checkpoint."""
+    return row[monitored_key(row, split, task)]
+
+
+def score(row: Mapping[str, Any], split: str, task: Task) -> float:
+    """Return the monitored value as a number of which larger is better, as checkpoints keep it."""
+    value = monitored_value(row, split, task)
+    return value if task.mode == "max" else -value
+
+
+def is_best(rows: Sequence[Row], split: str, task: Task) -> bool:
+    """Return whether the last row is the best so far."""
+    scores = [score(row, split, task) for row in rows]
+    return len(scores) == 1 or scores[-1] > max(scores[:-1])
+
+
+def first_reaching(rows: Sequence[Row], split: str, task: Task, target: float | None) -> Row | None:
+    """Return the first row whose monitored value is at least as good as `target`, or None."""
+    if target is None:
+        return None
+    return next((row for row in rows if task.reaches(monitored_value(row, split, task), target)), None)
+
+
+def format_row(row: Mapping[str, Any], split: str, task: Task, steps: int) -> str:
+    """Return a row as a line for people, under 90 characters for most tasks.
+
+    "data" is the fraction of the time spent waiting for data.
+    """
+
+    def part(title: str, prefix: str) -> str:
+        loss, monitored = row.get(f"{prefix}/loss"), row.get(f"{prefix}/{task.monitor}")
+        text = "-" if loss is None else f"{loss:.3f}"
+        if task.monitor != "loss" and monitored is not None:
+            text += f" {format_value(task.monitor, monitored):>6}"
+        return f"  {title} {text}"
+
+    ema = part("ema", f"ema/{split}") if f"ema/{split}/loss" in row else ""
+    wait = row["data_wait_fraction"]
+    return (
+        f"{row['step']:>{len(str(steps))}}/{steps}  epoch {row['epoch']:6.2f}"
+        f"{part('train', 'train')}{part(split, split)}{ema}  {row['images_per_second']:,.0f}/s"
+        + (f"  data {wait:.0%}" if wait >= 0.01 else "")
+        + (f"  skipped {row['nonfinite_steps']}" if "nonfinite_steps" in row else "")
+    )

@@ -1,0 +1,67 @@
+"""Words of the command line as recipes."""
+
+from dataclasses import replace
+
+import pytest
+
+from resnet_jax.cli.parse import parse, unset_other_length
+from resnet_jax.recipe import Augment, Recipe, Schedule, check
+
+TIMED = Recipe(
+    epochs=30.0,
+    schedule=Schedule(name="steps", warmup=3.0, milestones=(10.0, 20.0)),
+    augment=Augment(progressive_sizes=(8, 16), progressive_starts=(0.0, 15.0)),
+)
+
+
+def parsed(base, *words):
+    recipe = parse(Recipe, list(words), prog="x", description="", default=base)
+    return check(unset_other_length(recipe, base, words))
+
+
+def test_times_keep_their_share_of_the_run():
+    recipe = parsed(TIMED, "--steps", "300")
+    assert (recipe.epochs, recipe.steps) == (None, 300)
+    assert (recipe.schedule.warmup, recipe.schedule.milestones) == (30, (100, 200))
+    assert recipe.augment.progressive_starts == (0, 150)
+    back = parsed(recipe, "--epochs", "30")
+    assert (back.epochs, back.steps) == (30, None)
+    assert back.schedule.milestones == pytest.approx((10, 20))
+    assert back.schedule.warmup == pytest.approx(3)
+
+
+def test_shares_are_as_exact_as_numbers_are():
+    recipe = parsed(TIMED, "--steps", "6")
+    assert (recipe.schedule.warmup, recipe.schedule.milestones) == (0.6, (2, 4))
+
+
+def test_a_few_steps_of_the_default_recipe_have_a_short_warm_up():
+    recipe = parsed(Recipe(), "--steps", "5")
+    assert recipe.schedule.warmup == 0.5
+
+
+@pytest.mark.parametrize("words", [("--schedule.warmup", "3"), ("--schedule.warmup=3.0",), ("--schedule.warmup", "7")])
+def test_times_that_are_given_are_in_the_new_unit(words):
+    recipe = parsed(TIMED, "--steps", "300", *words)
+    assert recipe.schedule.warmup == float(words[-1].split("=")[-1])
+    assert recipe.schedule.milestones == (100, 200)
+
+
+def test_another_length_in_the_same_unit_changes_no_time():
+    recipe = parsed(TIMED, "--epochs", "60")
+    assert recipe == replace(TIMED, epochs=60.0)
+
+
+def test_a_time_of_exponential_decay():
+    base = replace(TIMED, schedule=Schedule(name="exponential", warmup=0, gamma=0.97, decay_every=2.4))
+    assert parsed(base, "--steps", "3000").schedule.decay_every == pytest.approx(240)
+
+
+def test_an_empty_tuple_can_be_given():
+    recipe = parsed(TIMED, "--schedule.name", "cosine", "--schedule.milestones")
+    assert recipe.schedule.milestones == ()
+
+
+def test_paths_to_freeze():
+    recipe = parsed(Recipe(), "--optimizer.freeze", "stem", "stage1_*")
+    assert recipe.optimizer.freeze == ("stem", "stage1_*")

@@ -1,0 +1,105 @@
+"""Weights out of a run, and in again."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.cli.main import main
+from resnet_jax.errors import InputError
+from resnet_jax.inference.convert import convert_weights
+from resnet_jax.inference.load_run import load_run
+from resnet_jax.models.zoo import MODELS
+from resnet_jax.recipe import Model
+from resnet_jax.training.options import RunOptions
+from resnet_jax.training.run import train
+from resnet_jax.weights.tensors import read_tensors
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
+@pytest.fixture
+def run(tiny, trained):
+    """A run of one step, of a published network: a file of weights has no fields of its own."""
+    if not trained.exists():
+        recipe = replace(tiny, model=Model(name="resnet8"))
+        train(recipe, trained, options=RunOptions(devices=1, stop_at=1))
+    return trained
+
+
+@pytest.mark.parametrize("to", ["torchvision", "timm", "flax"])
+def test_out_of_a_run_and_in_again(run, tmp_path, to, capsys):
+    out = tmp_path / "tiny.safetensors"
+    assert main(["convert", str(run), str(out), "--to", to]) == 0
+    assert f"resnet8, {len(read_tensors(out))} tensors, 3 classes, names of {to}" in capsys.readouterr().out
+    _, state = load_run(run, devices=1)
+    name = "params/head/bias" if to == "flax" else "fc.bias"
+    np.testing.assert_array_equal(read_tensors(out)[name], state.params["head"]["bias"])
+    again = tmp_path / "again.safetensors"
+    done = convert_weights(str(out), again, "flax", model="resnet8")
+    assert (done.model, done.classes) == ("resnet8", 3)
+    convert_weights(str(run), tmp_path / "straight.safetensors", "flax")
+    for key, value in read_tensors(tmp_path / "straight.safetensors").items():
+        np.testing.assert_array_equal(read_tensors(again)[key], value)
+
+
+def test_weights_predict_as_their_run_does(run, tmp_path, capsys):
+    image, weights = str(tmp_path / "x.png"), str(tmp_path / "w.safetensors")
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(image)
+    convert_weights(str(run), tmp_path / "w.safetensors", "torchvision")
+    assert main(["predict", str(run), image, "--json"]) == 0
+    of_run = json.loads(capsys.readouterr().out)
+    flags = ["--model", "resnet8", "--image-size", "8", "--mean", "0.5", "--std", "0.5"]
+    assert main(["predict", weights, image, "--json", *flags]) == 0
+    of_weights = json.loads(capsys.readouterr().out)
+    probabilities = [[p["probability"] for p in rows[0]["predictions"]] for rows in (of_run, of_weights)]
+    np.testing.assert_allclose(*probabilities, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("resnet50d", "torchvision", "resnet50d: torchvision has no such layers; use --to timm or --to flax"),
+        ("resnet50v2", "torchvision", "use --to timm or --to flax"),
+        ("r3d_18", "timm", "r3d_18: timm has no such layers; use --to torchvision or --to flax"),
+        ("resnet9", "timm", "use --to flax"),
+    ],
+)
+def test_layers_that_the_other_library_lacks(run, tmp_path, monkeypatch, name, to, message):
+    setup, state = load_run(run, devices=1)
+    other = setup._replace(model=MODELS[name], recipe=replace(setup.recipe, model=Model(name=name)))
+    monkeypatch.setattr("resnet_jax.inference.convert.load_model", lambda run, checkpoint, devices: (other, state))
+    with pytest.raises(InputError, match="has no such layers") as info:
+        convert_weights(str(run), tmp_path / "x.safetensors", to)
+    assert str(info.value).startswith(f"{name}: {to} has no such layers; use ")
+    assert str(info.value).endswith(message)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_wrong_use(run, tmp_path, capsys):
+    weights = tmp_path / "w.safetensors"
+    convert_weights(str(run), weights, "torchvision")
+    for words, message in (
+        (["convert", str(run), "out.pth", "--to", "timm"], "its name must end in .safetensors"),
+        (["convert", str(weights), "out.safetensors", "--to", "timm"], "which network is it? name it with --model"),
+        (["convert", "nowhere", "out.safetensors", "--to", "timm"], "nowhere: no such run or weights"),
+        (["convert", str(weights), "out.safetensors", "--to", "flax", "--model", "resnet20"], "is it of another"),
+        (["evaluate", str(weights), "--model", "resnet8", "--mean", "0", "--std", "1"], "name it with --data"),
+        (["evaluate", str(weights), "--model", "resnet8", "--data", "digits"], "its preprocessing is not known"),
+        (["evaluate", str(weights), "--data", "digits"], "which network is it?"),
+        (["evaluate", str(weights), "--model", "resnt8"], "unknown model 'resnt8'; nearest: resnet8"),
+        (["evaluate", str(run), "--data", "digits"], "leave --data out"),
+        (
+            ["evaluate", str(weights), "--model", "resnet8", "--data", "digits", "--mean", "0", "--std", "1"],
+            "is for 3 classes and 1 channels, digits has 10 and 1",
+        ),
+    ):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert message in err
+        assert err.count("\n") == 1

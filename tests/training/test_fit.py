@@ -1,0 +1,177 @@
+"""Training on arrays in memory."""
+
+from dataclasses import replace
+
+import chex
+import numpy as np
+import pytest
+from rich.console import Console
+
+from resnet_jax.data.datasets import open_split
+from resnet_jax.data.source import sources_from_arrays, to_arrays
+from resnet_jax.errors import InputError
+from resnet_jax.inference.evaluate import evaluate
+from resnet_jax.inference.load_run import load_run
+from resnet_jax.recipe import Augment, Data, Loss, Model
+from resnet_jax.run_dir.files import read_dataset_info
+from resnet_jax.training.fit import fit
+from resnet_jax.training.options import RunOptions
+from resnet_jax.training.run import train
+
+ONE = RunOptions(devices=1)
+QUIET = {"options": ONE, "console": Console(quiet=True)}
+
+
+@pytest.mark.parametrize("validation", [0, 8])
+def test_arrays_train_what_their_data_set_trains(tiny, tmp_path, validation):
+    recipe = replace(tiny, data=Data(name="tiny", num_validation=validation))
+    arrays = [to_arrays(open_split("tiny", split, tmp_path)) for split in ("train", "test")]
+    by_name = train(recipe, tmp_path / "name", **QUIET)
+    by_arrays = fit(recipe, *arrays, tmp_path / "arrays", **QUIET)
+    chex.assert_trees_all_equal(by_name.state, by_arrays.state)
+    assert by_arrays.rows[-1]["step"] == 12
+    assert read_dataset_info(tmp_path / "arrays").classes == ("0", "1", "2")
+
+
+def test_it_goes_on_with_the_same_arrays_only(tiny, tmp_path):
+    train, test = (to_arrays(open_split("tiny", split, tmp_path)) for split in ("train", "test"))
+    stopping = QUIET | {"options": replace(ONE, stop_at=3)}
+    assert fit(tiny, train, test, tmp_path / "run", classes=("x", "y", "z"), **stopping).step == 3
+    shorter = train[0][:-1], train[1][:-1]
+    with pytest.raises(
+        InputError, match="its data had train_size 40, now 39; restore the data or choose another --out"
+    ):
+        fit(tiny, shorter, test, tmp_path / "run", classes=("x", "y", "z"), **QUIET)
+    with pytest.raises(InputError, match="its data had classes"):
+        fit(tiny, train, test, tmp_path / "run", **QUIET)
+    assert fit(tiny, train, test, tmp_path / "run", classes=("x", "y", "z"), **QUIET).step == 12
+    with pytest.raises(InputError, match="the data of this run were arrays in memory"):
+        evaluate(tmp_path / "run")
+
+
+def test_arrays_that_do_not_fit(tiny, tmp_path):
+    images, labels = np.zeros((6, 8, 8), np.uint8), np.arange(6) % 3
+    for bad, message in (
+        ((images / 255, labels), "train images are float64; give uint8 pixels"),
+        ((images, labels[:5]), "train labels have shape .5,. for 6 images"),
+        ((images, labels - 1), "train labels: label -1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(tiny, bad, (images, labels), tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def outputs(size, kind):
+    """Images, and labels that say of each of two halves how light it is."""
+    random = np.random.default_rng(size)
+    levels = random.integers(0, 2, (size, 2))
+    images = np.repeat(40 + 140 * levels[:, None, :], 4, axis=2).repeat(8, axis=1) + random.integers(
+        0, 30, (size, 8, 8)
+    )
+    labels = {"multilabel": levels, "mse": levels - 0.5}[kind]
+    return images.astype(np.uint8), labels
+
+
+@pytest.mark.parametrize(("kind", "gib"), [("multilabel", 2.0), ("mse", 0.0)])
+def test_several_outputs_an_image(tiny, tmp_path, kind, gib):
+    """On the devices, and read ahead by threads; with two stages, for it has to learn."""
+    train, test = outputs(64, kind), outputs(16, kind)
+    two_stages = Model(name="resnet8", fields={"depths": (1, 1), "width": 4})
+    recipe = replace(tiny, model=two_stages, loss=Loss(name=kind), augment=Augment(crop_padding=0), steps=40)
+    options = QUIET | {"options": replace(ONE, device_cache_gib=gib, num_threads=1)}
+    result = fit(recipe, train, test, tmp_path / "run", classes=("left", "right"), **options)
+    first, last = result.rows[0], result.rows[-1]
+    assert last["test/loss"] < 0.5 * first["test/loss"]
+    assert ("test/accuracy" in last) == (kind == "multilabel")
+    assert read_dataset_info(tmp_path / "run").classes == ("left", "right")
+    assert result.state.params["head"]["bias"].shape == (2,)
+
+
+def test_one_number_an_image_is_one_output():
+    images = np.zeros((6, 8, 8), np.uint8)
+    for labels in (np.linspace(0, 1, 6), np.linspace(0, 1, 6)[:, None]):
+        source, _ = sources_from_arrays((images, labels), (images, labels))
+        assert source.classes == ("0",)
+        stacked = to_arrays(source)[1]
+        assert (stacked.shape, stacked.dtype) == ((6, 1), np.float32)
+        np.testing.assert_allclose(stacked[:, 0], np.linspace(0, 1, 6), rtol=1e-6)
+
+
+def test_classes_stay_integers():
+    images = np.zeros((6, 8, 8), np.uint8)
+    for labels in (np.arange(6), np.arange(6)[:, None], np.arange(6, dtype=np.uint8)):
+        source, _ = sources_from_arrays((images, labels), (images, labels))
+        stacked = to_arrays(source)[1]
+        assert (stacked.tolist(), stacked.dtype) == ([0, 1, 2, 3, 4, 5], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        (np.zeros((6, 2)), ("a",), "train labels have 2 outputs each, expected 1"),
+        (np.full((6, 2), np.nan), None, "train labels: that of example 0 is nan; give finite numbers"),
+        (np.zeros((6, 2, 2)), None, "train labels have shape .6, 2, 2. for 6 images"),
+        (np.zeros((6, 0)), None, "train labels have shape .6, 0. for 6 images"),
+        (np.array(list("abcdef")), None, "train labels are <U1; give integers from 0"),
+        (np.zeros(6, int), None, "test labels are float64; give integers from 0, as the train labels are, or numbers"),
+    ],
+)
+def test_outputs_that_do_not_fit(labels, classes, message):
+    images = np.zeros((6, 8, 8), np.uint8)
+    with pytest.raises(InputError, match=message):
+        sources_from_arrays((images, labels), (images, np.zeros((6, 2))), classes)
+
+
+def test_a_loss_that_does_not_fit_the_labels(tiny, tmp_path):
+    arrays = outputs(20, "multilabel")
+    with pytest.raises(InputError, match="the task is classification; the targets are 2 numbers"):
+        fit(tiny, arrays, arrays, tmp_path / "run", **QUIET)
+    integers = arrays[0], arrays[1][:, 0]
+    with pytest.raises(InputError, match="the task is several labels per image; the targets are classes"):
+        fit(replace(tiny, loss=Loss(name="multilabel")), integers, integers, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "gib"),
+    [((9,), (), 2.0), ((9,), (2,), 0.0), ((4, 8, 6), (), 0.0), ((4, 8, 6), (2,), 2.0)],
+)
+def test_sequences_and_video(tiny, tmp_path, shape, channels, gib):
+    """Trained, read again from the directory, and measured once more: on the devices, and read ahead by threads."""
+    name = {1: "resnet18_1d", 3: "r3d_18"}[len(shape)]
+    network = Model(name=name, fields={"depths": (1,), "width": 4, "stem": "CifarStem"})
+    labels = np.arange(40) % 3
+    images = np.random.default_rng(0).integers(0, 60, (40, *shape, *channels)) + 80 * labels.reshape(
+        40, *(1,) * len(shape + channels)
+    )
+    recipe = replace(tiny, model=network, augment=Augment(crop_padding=0), steps=30)
+    arrays = images.astype(np.uint8), labels
+    options = QUIET | {"options": replace(ONE, device_cache_gib=gib, num_threads=1)}
+    result = fit(recipe, arrays, arrays, tmp_path / "run", **options)
+    assert result.rows[-1]["test/accuracy"] == 1
+    setup, state = load_run(tmp_path / "run", 1)
+    assert setup.dataset.image_shape == (*shape, *(channels or (1,)))
+    chex.assert_trees_all_equal(state, result.state)
+
+
+def test_a_kind_of_data_that_the_network_or_an_augmentation_is_not_for(tiny, tmp_path):
+    line = replace(tiny, model=Model(name="resnet18_1d"), augment=Augment(crop_padding=0))
+    labels = np.arange(6) % 3
+    sequences, images = (np.zeros((6, 8), np.uint8), labels), (np.zeros((6, 8, 8, 1), np.uint8), labels)
+    with pytest.raises(InputError, match=r"train images have shape .6, 8, 8, 1.; give .n, l. or .n, l, c., none of"):
+        fit(line, images, images, tmp_path / "run", **QUIET)
+    with pytest.raises(InputError, match=r"train images have shape .6, 8.; give .n, t, h, w. or .n, t, h, w, c., none"):
+        fit(replace(tiny, model=Model(name="r3d_18")), sequences, sequences, tmp_path / "run", **QUIET)
+    with pytest.raises(InputError, match="model.name is resnet18_1d, for sequences; the data are images"):
+        train(replace(line, data=Data(name="tiny")), tmp_path / "run", **QUIET)
+    for augment, message in (
+        (Augment(), "augment.crop_padding is 1, for images; the data are sequences: set it to 0"),
+        (
+            Augment(crop_padding=0, hflip=True),
+            "augment.hflip is True, for images; the data are sequences: set it to False",
+        ),
+        (Augment(crop_padding=0, mixup_alpha=0.2), "augment.mixup_alpha is 0.2, for images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fit(replace(line, augment=augment), sequences, sequences, tmp_path / "run", **QUIET)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,134 @@
+"""A run's data opens while its first step is compiled."""
+
+import signal
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.source import Example
+from resnet_jax.errors import InputError
+from resnet_jax.training import aot
+from resnet_jax.training import run as run_module
+from resnet_jax.training.options import RunOptions
+from resnet_jax.training.run import train
+from resnet_jax.training.setup import open_sources
+
+ONE = RunOptions(devices=1)
+
+
+def splits_of(recipe, folder, read):
+    sources = open_sources(recipe, folder)
+    return sources.train._replace(read=read(sources.train.read)), sources.evaluation
+
+
+def test_neither_waits_for_the_other(tiny, tmp_path, monkeypatch):
+    opened, compile_within = threading.Event(), aot.compile_within
+
+    def noting(read):
+        def noted(index):
+            if index:
+                opened.set()  # all read the first, to see what the images look like
+            return read(index)
+
+        return noted
+
+    def waiting(*given):
+        assert opened.wait(60)
+        return compile_within(*given)
+
+    monkeypatch.setattr(aot, "compile_within", waiting)
+    splits = splits_of(tiny, tmp_path, noting)
+    data = replace(tiny.data, name="")
+    result = train(replace(tiny, data=data, steps=2), tmp_path / "run", options=ONE, data=splits)
+    assert result.step == 2
+
+
+def test_what_is_wrong_with_the_data_is_said(tiny, tmp_path, capsys):
+    def uneven(read):
+        return lambda index: Example(np.zeros((9, 9, 1), np.uint8), 0) if index == 7 else read(index)
+
+    splits = splits_of(tiny, tmp_path, uneven)
+    recipe = replace(tiny, data=replace(tiny.data, name=""))
+    with pytest.raises(InputError, match="images of .* pixels; set data.image_size"):
+        train(recipe, tmp_path / "run", options=ONE, data=splits)
+
+
+@pytest.fixture
+def listening():
+    """A process that SIGINT ends, which workers of pytest-xdist are not."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_signal_while_it_compiles_is_not_lost(tiny, tmp_path, monkeypatch, listening):
+    compile_within, asked = aot.compile_within, [signal.SIGINT]
+
+    def interrupted(*given):
+        if asked:
+            signal.raise_signal(asked.pop())
+        return compile_within(*given)
+
+    monkeypatch.setattr(aot, "compile_within", interrupted)
+    stopped = train(tiny, tmp_path / "run", options=ONE)
+    assert (stopped.signal, stopped.step) == (signal.SIGINT, 1)
+    assert train(tiny, tmp_path / "run", options=ONE).step == 12
+
+
+def test_a_signal_before_anything_is_done_acts_at_once(tiny, tmp_path, monkeypatch, listening):
+    def interrupted(*given):
+        signal.raise_signal(signal.SIGINT)
+        return open_sources(*given)
+
+    monkeypatch.setattr(run_module, "open_sources", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path / "run", options=ONE)
+    assert not (tmp_path / "run" / "recipe.json").exists()
+
+
+def test_nothing_more_is_read_once_the_other_has_failed(tiny, tmp_path, monkeypatch):
+    """Forty images of which each takes long; a thread cannot be stopped from outside."""
+    read_so_far = []
+
+    def slow(read):
+        def slowly(index):
+            read_so_far.append(index)
+            time.sleep(0.2 if index else 0)
+            return read(index)
+
+        return slowly
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(aot, "compile_within", interrupted)
+    recipe = replace(tiny, data=replace(tiny.data, name=""))
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", options=ONE, data=splits_of(tiny, tmp_path, slow))
+    assert len(read_so_far) < 30
+
+
+def test_of_two_errors_that_of_the_data_is_told(tiny, tmp_path, monkeypatch):
+    read_badly = threading.Event()
+
+    def uneven(read):
+        def unevenly(index):
+            if index != 7:
+                return read(index)
+            read_badly.set()
+            return Example(np.zeros((9, 9, 1), np.uint8), 0)
+
+        return unevenly
+
+    def failing(*given):
+        assert read_badly.wait(60)
+        time.sleep(0.5)
+        raise RuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(aot, "compile_within", failing)
+    recipe = replace(tiny, data=replace(tiny.data, name=""))
+    with pytest.raises(InputError, match="set data.image_size"):
+        train(recipe, tmp_path / "run", options=ONE, data=splits_of(tiny, tmp_path, uneven))

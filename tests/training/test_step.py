@@ -1,0 +1,234 @@
+"""One step: what it changes, what it counts, and that devices do not matter."""
+
+from functools import cache, partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import QUICKLY
+
+from resnet_jax.data.augment import normalize
+from resnet_jax.data.augment.mix import mixup
+from resnet_jax.data.source import from_arrays
+from resnet_jax.input_pipeline.device_input import gather_batch, open_device_split
+from resnet_jax.input_pipeline.sampler import Batch
+from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.stems import CifarStem
+from resnet_jax.parallel.sharding import batch_sharding, data_mesh, replicate
+from resnet_jax.recipe import Data
+from resnet_jax.tasks.classification import classification
+from resnet_jax.tasks.losses import cross_entropy
+from resnet_jax.training.evaluate import add_sums, compute_all, evaluate_split, make_eval_step
+from resnet_jax.training.setup import select_metrics
+from resnet_jax.training.state import init_state
+from resnet_jax.training.step import eval_step, make_objective, train_step
+
+SCALE = partial(normalize, mean=(0.5,), std=(0.5,))
+OPTIMIZER = optax.sgd(0.1)
+METRICS = select_metrics(classification(), ())
+
+
+@cache
+def network(group=None):
+    return ResNet((1, 1), stem=CifarStem, width=4, num_classes=3, norm=partial(BatchNorm, group=group))
+
+
+def batch(size=16, seed=0):
+    keys = jax.random.split(jax.random.key(seed))
+    image = jax.random.randint(keys[0], (size, 8, 8, 1), 0, 256).astype(jnp.uint8)
+    return gather_batch(Batch(image, jax.random.randint(keys[1], (size,), 0, 3), None))
+
+
+@cache
+def initial(model):
+    init = partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1))
+    return jax.jit(init, compiler_options=QUICKLY)(jax.random.key(0))
+
+
+def scaled(key, step, batch):
+    return batch._replace(image=SCALE(batch.image))
+
+
+def stepper(model, preprocess=scaled, loss=cross_entropy, **options):
+    step = partial(
+        train_step,
+        objective=make_objective(model, loss),
+        optimizer=OPTIMIZER,
+        preprocess=preprocess,
+        key=jax.random.key(5),
+        metrics={"accuracy": METRICS["accuracy"]},
+        **options,
+    )
+    return jax.jit(step)
+
+
+def correct(status):
+    return int(status.sums["accuracy"]["correct"])
+
+
+compiled = cache(stepper)  # once for each network and preprocessing
+
+
+def take(state, data, model, **options):
+    return compiled(model, **options)(state, data)
+
+
+def test_a_step_follows_the_gradient_of_the_mean_loss():
+    model, data = network(), batch()
+    state = initial(model)
+
+    def mean_loss(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        logits, _ = model.apply(variables, SCALE(data.image), train=True, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, data.target).mean()
+
+    loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
+    after, status = take(state, data, model)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-4, atol=1e-6)
+    assert int(after.step) == 1
+    assert int(status.sums["count"]) == 16
+    np.testing.assert_allclose(status.sums["loss"] / 16, loss, rtol=1e-5)
+
+
+def test_training_lowers_the_loss_and_moves_the_statistics():
+    model, data = network(), batch()
+    brightness = data.image.mean((1, 2, 3))
+    data = data._replace(target=jnp.argsort(jnp.argsort(brightness)) // 6)  # something that can be learned
+    state = initial(model)
+    losses, step = [], compiled(model)
+    for _ in range(60):
+        state, status = step(state, data)
+        losses.append(float(status.sums["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    assert not np.allclose(state.batch_stats["stem"]["norm"]["mean"], 0)
+
+
+def test_randomness_is_a_function_of_the_step():
+    model, data = network(), batch()
+
+    def noisy(key, step, batch):
+        noise = jax.random.normal(jax.random.fold_in(key, step), batch.image.shape)
+        return batch._replace(image=SCALE(batch.image) + noise)
+
+    first = initial(model)
+    again, _ = take(first, data, model, preprocess=noisy)
+    same, _ = take(first, data, model, preprocess=noisy)
+    chex.assert_trees_all_equal(again, same)
+    later, _ = take(first.replace(step=jnp.int32(1)), data, model, preprocess=noisy)
+    assert not np.allclose(later.params["stem"]["conv"]["kernel"], again.params["stem"]["conv"]["kernel"])
+
+
+def test_mixed_labels_train_and_nothing_mixed_is_as_without():
+    model, data = network(), batch()
+    plain, plain_sums = take(initial(model), data, model)
+
+    def same(key, step, batch):
+        return batch._replace(image=SCALE(batch.image), target=jax.nn.one_hot(batch.target, 3))
+
+    soft, soft_sums = take(initial(model), data, model, preprocess=same)
+    chex.assert_trees_all_close(plain.params, soft.params, rtol=1e-4, atol=1e-6)
+    assert correct(plain_sums) == correct(soft_sums)
+    half, _ = take(initial(model), data, model, preprocess=mixed)
+    assert not np.allclose(half.params["stem"]["conv"]["kernel"], plain.params["stem"]["conv"]["kernel"])
+
+
+def mixed(key, step, batch):
+    image, target = mixup(key, SCALE(batch.image), jax.nn.one_hot(batch.target, 3), 1.0)
+    return batch._replace(image=image, target=target)
+
+
+def test_padding_does_not_train():
+    model, data = network(group=1), batch(4)  # statistics of each image alone, so that padding cannot leak through them
+    double = jax.tree.map(lambda x: jnp.concatenate([x, x * 0]), (data.image, data.target))
+    padded = gather_batch(Batch(*double, jnp.arange(8) < 4))
+    plain, plain_sums = take(initial(model), data, model)
+    masked, masked_sums = take(initial(model), padded, model)
+    chex.assert_trees_all_close(plain.params, masked.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(plain_sums, masked_sums, rtol=1e-6)
+
+
+@pytest.mark.parametrize("group", [None, 2])
+def test_devices_change_nothing_but_rounding(group):
+    model, data = network(group), batch()
+    alone, alone_sums = take(initial(model), data, model)
+    mesh = data_mesh(8)
+    spread, spread_sums = take(replicate(initial(model), mesh), jax.device_put(data, batch_sharding(mesh)), model)
+    chex.assert_trees_all_close(alone, spread, rtol=1e-4, atol=1e-5)
+    assert correct(alone_sums) == correct(spread_sums)
+
+
+@cache
+def at_once():
+    return jax.jit(partial(eval_step, model=network(), metrics=METRICS, normalize=SCALE))
+
+
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 1), (1, 7), (1, 500), (8, 1), (8, 9)])
+def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size):
+    model, data = network(), batch(21)
+    mesh = data_mesh(devices)
+    state = replicate(initial(model), mesh)
+    source = from_arrays(np.asarray(data.image), np.asarray(data.target), ("a", "b", "c"))
+    step = make_eval_step(model, Data(), mesh, METRICS)
+    values = evaluate_split(step, METRICS, state, open_device_split(source, mesh), batch_size)
+    whole = compute_all(METRICS, add_sums({}, at_once()(initial(model), data)))
+    assert (values["errors"], values["count"]) == (whole["errors"], 21)
+    np.testing.assert_allclose(values["loss"], whole["loss"], rtol=1e-5)
+    assert values["accuracy"] == (21 - values["errors"]) / 21
+
+
+def test_init_is_a_function_of_the_key():
+    model = network()
+    init = jax.jit(partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1)))
+    first, same, other = (init(jax.random.key(seed)) for seed in (1, 1, 2))
+    chex.assert_trees_all_equal(first, same)
+    assert not np.allclose(first.params["head"]["kernel"], other.params["head"]["kernel"])
+
+
+def test_what_is_frozen_has_no_gradient():
+    """Whatever the optimiser would do with one: plain SGD here, which knows of nothing frozen."""
+    model, data = network(), batch()
+    state = initial(model)
+    frozen = {name: jax.tree.map(lambda _, still=name == "stem": still, tree) for name, tree in state.params.items()}
+    after, _ = stepper(model, frozen=frozen)(state, data)
+    chex.assert_trees_all_equal(after.params["stem"], state.params["stem"])
+    assert not np.allclose(after.params["head"]["kernel"], state.params["head"]["kernel"])
+
+
+def test_a_loss_with_weights_is_averaged_over_all_weights():
+    """As that of pixels or boxes: one image has three times the weight of another."""
+    model, data = network(group=1), batch(4)
+
+    def weighted(logits, targets):
+        weights = 1.0 + 2.0 * (targets == 0)
+        return cross_entropy(logits, targets) * weights, weights
+
+    after, status = stepper(model, loss=weighted)(initial(model), data)
+    weights = 1.0 + 2.0 * (np.asarray(data.target) == 0)
+    np.testing.assert_allclose(status.sums["weight"], weights.sum())
+
+    def mean_loss(params):
+        variables = {"params": params, "batch_stats": initial(model).batch_stats}
+        logits, _ = model.apply(variables, SCALE(data.image), train=True, mutable=["batch_stats"])
+        return (optax.softmax_cross_entropy_with_integer_labels(logits, data.target) * weights).sum() / weights.sum()
+
+    grads = jax.jit(jax.grad(mean_loss))(initial(model).params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, initial(model).params, grads)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_an_objective_of_ones_own():
+    """A penalty that no recipe has a field for."""
+    model, data = network(), batch()
+
+    def objective(params, batch_stats, batch, rngs):
+        losses, rest = make_objective(model, cross_entropy)(params, batch_stats, batch, rngs)
+        return losses + 10.0 * jnp.square(params["head"]["bias"] - 1).sum(), rest
+
+    step = partial(train_step, optimizer=OPTIMIZER, preprocess=scaled, key=jax.random.key(5))
+    after, _ = jax.jit(partial(step, objective=objective))(initial(model), data)
+    assert (after.params["head"]["bias"] > 1).all()
