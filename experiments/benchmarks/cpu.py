@@ -130,7 +130,7 @@ PEER = "torch, channels_last"
 
 
 def serve(variant: str, name: str, batch: int, connection: Connection) -> None:
-    """Serve a variant in a process of its own: send its first losses, then the step times of each turn received."""
+    """Serve a variant in its own process: send its first losses, then the step times of each turn."""
     steps = VARIANTS[variant][0](make_problem(name, batch))
     connection.send([steps.train() for _ in TOLERANCES])
     while length := connection.recv():
@@ -138,7 +138,7 @@ def serve(variant: str, name: str, batch: int, connection: Connection) -> None:
 
 
 def take_turn(step: Callable[[], Any], length: float) -> list[float]:
-    """Call a step for `length` seconds and return the seconds of each call after the first third, of at least one."""
+    """Call a step for `length` seconds; return the seconds of each call after the first third, at least one."""
     found: list[float] = []
     turn_start = now = time.perf_counter()
     while not found or now - turn_start < length:

@@ -52,6 +52,7 @@ RECIPE = Recipe(
     ema_decay=0.9,
 )
 WHOLE = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, norm_group_size=None))
+DEVICE_COUNT = "--xla_force_host_platform_device_count"
 ONE: dict[str, Any] = {"devices": 1, "grad_accum_steps": 1}
 # (devices, gradient accumulation steps, parameter sharding)
 SETTINGS: list[tuple[int, int, ParamSharding]] = [
@@ -121,16 +122,21 @@ def distance(one: Result, other: Result) -> float:
     return float(np.sqrt(squares / sum(float(np.square(a, dtype=np.float64).sum()) for a in one.values())))
 
 
+def with_device_count(devices: int) -> str:
+    """Return XLA_FLAGS of this process with another number of virtual devices."""
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(DEVICE_COUNT)]
+    return " ".join([*flags, f"{DEVICE_COUNT}={devices}"])
+
+
 def train_in_processes(recipe: Recipe, *, processes: int, devices: int, double: bool) -> Result:
     """Return the result of `train` on several processes of this machine with `devices` each."""
     with socket.socket() as free, tempfile.TemporaryDirectory() as folder:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
         Path(folder, "recipe.json").write_text(to_json(recipe))
-        flags = f"--xla_force_host_platform_device_count={devices}"
         words = [sys.executable, __file__, "--worker", folder, "--num-processes", str(processes)]
         words += ["--coordinator-address", f"localhost:{port}", *(["--double"] if double else [])]
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"XLA_FLAGS": with_device_count(devices), "JAX_PLATFORMS": "cpu"}
         free.close()
         # Gloo writes to stdout
         pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}

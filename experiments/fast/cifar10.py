@@ -62,7 +62,10 @@ LOOKAHEAD = 5
 
 
 class FastResNet(nn.Module):
-    """(b, 32, 32, 3) normalised -> logits (b, 10): a whitening convolution and three groups, each with a shortcut."""
+    """Map normalised images (b, 32, 32, 3) to logits (b, 10).
+
+    A whitening convolution and three groups, each with a shortcut.
+    """
 
     widths: tuple[int, ...] = WIDTHS
     classes: int = 10
@@ -129,7 +132,10 @@ class Programs(NamedTuple):
 
 
 def make_optimizer(params: Any, steps: int, whiten_steps: int) -> optax.GradientTransformation:
-    """Return SGD with Nesterov momentum and learning rates by kind of parameter; BatchNorm scales are not trained."""
+    """Return SGD with Nesterov momentum and learning rates by kind of parameter.
+
+    BatchNorm scales are not trained.
+    """
     peak = round(PCT_START * steps)
     rise = optax.linear_schedule(LR_FACTORS[0], LR_FACTORS[1], peak)
     fall = optax.linear_schedule(LR_FACTORS[1], LR_FACTORS[2], steps - peak)

@@ -73,7 +73,7 @@ SPLITS: dict[str, Callable[[np.ndarray, int, int], ClientIndices]] = {
 
 
 def average(states: TrainState, weights: Array) -> TrainState:
-    """Return the state of the server: the mean of the states of its clients (clients, ...), by weights of sum 1."""
+    """Return the state of the server: the mean of its clients' (clients, ...), with weights of sum 1."""
 
     def mean(leaf: Array) -> Array:
         return jnp.tensordot(weights, leaf, 1).astype(leaf.dtype)

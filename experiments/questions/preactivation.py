@@ -51,7 +51,7 @@ def losses(warm: trials.Trial, seeds: int) -> dict[int, np.ndarray]:
 
 
 def after_warmup(state: TrainState) -> TrainState:
-    """Return the state with the learning rate of a run whose warm-up is over: the optimiser counts its own steps."""
+    """Return the state with the learning rate after the warm-up, by the optimiser's own count of steps."""
     return state.replace(opt_state=optax.tree.set(state.opt_state, count=jnp.full_like(state.step, WARMUP)))
 
 

@@ -53,9 +53,9 @@ class Surface(NamedTuple):
 
 
 def filter_direction(key: Array, params: Any) -> Any:
-    """Draw a random direction whose filters have the norms of the parameters' own; zero for biases and normalisations.
+    """Draw a random direction whose filters have the norms of the parameters' own.
 
-    A filter is what makes one output channel, of a convolution or of the head.
+    It is zero for biases and normalisations. A filter makes one output channel, of a convolution or of the head.
 
     Reference:
         Li et al. 2018, section 4.
@@ -77,9 +77,9 @@ def filter_norms(kernel: Array) -> Array:
 
 
 def make_loss(trial: trials.Trial, images: int) -> Callable[..., Array]:
-    """Return the function (state, direction, direction, a, b) -> mean loss of the first training images, in nats.
+    """Return the function (state, direction, direction, a, b) -> mean loss in nats.
 
-    The parameters are those of the state plus a and b times the directions.
+    The loss is that of the first training images, at the parameters of the state plus a and b times the directions.
     """
     setup, data = trial.setup, trial.setup.recipe.data
     measure = partial(

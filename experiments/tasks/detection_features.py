@@ -44,7 +44,7 @@ def pyramid(photo: np.ndarray, weights: str, name: str) -> list[np.ndarray]:
 
 
 def colors(level: np.ndarray) -> np.ndarray:
-    """Return the first three principal components of a map (h, w, c) as red, green and blue, (h, w, 3) in 0 to 1."""
+    """Return the first three principal components of a map (h, w, c) as colours (h, w, 3) in 0 to 1."""
     pixels = level.reshape(-1, level.shape[-1])
     pixels = pixels - pixels.mean(0)
     _, vectors = np.linalg.eigh(pixels.T @ pixels)

@@ -40,7 +40,7 @@ recipe = Recipe(
 
 
 def rotated(split: Source, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return all digits of a split, rotated, (n, h, w) uint8, and the angles (n,) float32 in units of 30 degrees."""
+    """Return the rotated digits of a split, (n, h, w) uint8, and their angles (n,) float32 / 30 degrees."""
     images, _ = to_arrays(split)
     angles = np.random.default_rng(seed).uniform(-LARGEST, LARGEST, len(images))
     bilinear = Image.Resampling.BILINEAR

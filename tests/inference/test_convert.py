@@ -3,9 +3,11 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from untrained import write_run
 
 from resnet_jax.cli.main import main
 from resnet_jax.errors import InputError
@@ -13,9 +15,15 @@ from resnet_jax.inference.convert import convert_weights
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Model
-from resnet_jax.training.options import RunOptions
-from resnet_jax.training.run import train
 from resnet_jax.weights.tensors import read_tensors
+
+
+def perturbed(state):
+    """With statistics and biases that are not at their initial values."""
+    draw = np.random.default_rng(0).uniform
+    noisy = jax.tree.map(lambda leaf: leaf + draw(0.1, 0.2, leaf.shape).astype(leaf.dtype), state.batch_stats)
+    params = jax.tree.map(lambda leaf: leaf + draw(0.0, 0.1, leaf.shape).astype(leaf.dtype), state.params)
+    return state.replace(params=params, batch_stats=noisy)
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +33,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def run(tiny, trained):
-    """A run of one step, of a published network: a file of weights has no fields of its own."""
+    """A run of a published network: a file of weights has no fields of its own."""
     if not trained.exists():
-        recipe = replace(tiny, model=Model(name="resnet8"))
-        train(recipe, trained, options=RunOptions(devices=1, stop_at=1))
+        write_run(trained, replace(tiny, model=Model(name="resnet8")), (8, 8, 1), "abc", change=perturbed)
     return trained
 
 

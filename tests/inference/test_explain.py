@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import QUICKLY
 from PIL import Image
+from untrained import write_run
 
 from resnet_jax.cli.main import main
 from resnet_jax.inference.explain import explain, grad_cam
@@ -22,8 +23,6 @@ from resnet_jax.models.stems import CifarStem, PreActCifarStem
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Augment, Loss, Model
 from resnet_jax.runtime.compiler_options import compiler_options
-from resnet_jax.training.fit import fit
-from resnet_jax.training.options import RunOptions
 
 
 def network(**fields):
@@ -193,9 +192,7 @@ def test_wrong_use_is_one_line_and_exit_code_two(run, capsys):
 def test_a_network_of_sequences_takes_no_image(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = Model(name="resnet18_1d", fields={"depths": (1,), "width": 4, "stem": "CifarStem"})
-    recipe = replace(tiny, model=line, augment=Augment(crop_padding=0), steps=2)
-    arrays = np.zeros((16, 8), np.uint8), np.arange(16) % 3
-    fit(recipe, arrays, arrays, Path("run"), options=RunOptions(devices=1))
+    write_run(Path("run"), replace(tiny, model=line, augment=Augment(crop_padding=0)), (8, 1), "abc")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save("a.png")
     capsys.readouterr()
     for command in ("predict", "explain"):
@@ -207,11 +204,13 @@ def test_a_network_of_sequences_takes_no_image(tiny, tmp_path, monkeypatch, caps
 def test_the_outputs_of_a_regression_are_no_probabilities(tiny, tmp_path, monkeypatch, capsys):
     """And they stand in their own order, whichever is the largest."""
     monkeypatch.chdir(tmp_path)
-    images, targets = np.zeros((16, 8, 8), np.uint8), np.tile(np.float32([-30, 20]), (16, 1))
-    recipe = replace(tiny, loss=Loss(name="mse"), augment=Augment(), steps=2)
-    data, options = (images, targets), RunOptions(devices=1)
-    fit(recipe, data, data, Path("run"), classes=("down", "up"), options=options)
-    Image.fromarray(images[0]).save("a.png")
+
+    def answering(state):
+        head = {**state.params["head"], "bias": jnp.array([-30.0, 20.0])}
+        return state.replace(params={**state.params, "head": head})
+
+    write_run(Path("run"), replace(tiny, loss=Loss(name="mse")), (8, 8, 1), ("down", "up"), change=answering)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("a.png")
     capsys.readouterr()
     for command in ("predict", "explain"):
         assert main([command, "run", "a.png"]) == 0
