@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from resnet_jax.models.blocks import Bottleneck, PreActBasicBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.stems import CifarStem, PreActCifarStem
 from resnet_jax.models.zoo import MODELS
-from resnet_jax.recipe import Augment, Loss, Model
+from resnet_jax.recipe import Augment, Data, Loss, Model, Recipe
 from resnet_jax.runtime.compiler_options import compiler_options
 
 
@@ -129,13 +130,28 @@ def test_a_cell_lies_on_the_pixels_that_it_sees():
 # The command
 
 
+@pytest.fixture(scope="module")
+def certain(tmp_path_factory):
+    """A run whose head is large enough to say something."""
+
+    def enlarge(state):
+        head = {**state.params["head"], "kernel": 100 * state.params["head"]["kernel"]}
+        return state.replace(params={**state.params, "head": head})
+
+    recipe = Recipe(model=Model(name="resnet8", fields={"depths": (1, 1), "width": 4}), data=Data(name="tiny"))
+    return write_run(tmp_path_factory.mktemp("certain") / "run", recipe, (8, 8, 1), "abc", change=enlarge)
+
+
 @pytest.fixture
-def run(tiny_run):
-    """A trained tiny run, and an image of each of its classes."""
+def run(certain, tmp_path, monkeypatch):
+    """A run, and three images, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(certain, "run")
+    shutil.copy("run/recipe.json", "recipe.json")
     rng = np.random.default_rng(0)
     for number, name in enumerate("abc"):
         Image.fromarray(rng.integers(50 * number, 50 * number + 100, (8, 8), np.uint8)).save(f"{name}.png")
-    return tiny_run[0]
+    return Path("run")
 
 
 def test_the_command_writes_a_picture_and_says_what_is_in_it(run, capsys):
