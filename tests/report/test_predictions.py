@@ -3,17 +3,22 @@
 import dataclasses
 import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from fabricated import write_run
 
+from resnet_jax.checkpoint.checkpoint import open_checkpoints, save
 from resnet_jax.data.datasets import DATASETS
 from resnet_jax.data.source import Example, Source
 from resnet_jax.inference.evaluate import evaluate
+from resnet_jax.inference.source import CheckpointChoice
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.report.predictions import Predictions, collect_predictions, confusion, mistakes, most_confused
 from resnet_jax.report.runs import group_runs, read_runs
-from resnet_jax.training.options import RunOptions
-from resnet_jax.training.run import train
+from resnet_jax.run_dir.files import read_dataset_info
+from resnet_jax.training.setup import init_train_state, make_setup
 
 
 def answers(label, answer, probability, classes=3):
@@ -26,12 +31,24 @@ def trained(tmp_path_factory):
     return tmp_path_factory.mktemp("trained") / "run"
 
 
+def drawn(tree, seed):
+    """Other parameters or statistics, of a network that is sure of what it says."""
+    draw = np.random.default_rng(seed).uniform
+    return jax.tree.map(lambda leaf: draw(-1, 1, leaf.shape).astype(leaf.dtype) + (leaf.ndim == 1), tree)
+
+
 @pytest.fixture
 def run(tiny, trained, tmp_path):
-    """A short run of the tiny recipe, with averages, and checkpoints at steps 4 and 6; a copy of one."""
+    """A run of the tiny recipe that nobody trained, with an EMA and checkpoints at steps 4 and 6; a copy of one."""
     if not trained.exists():
         recipe = dataclasses.replace(tiny, steps=6, ema_decay=0.5)
-        train(recipe, trained, options=RunOptions(devices=1, eval_every=2, checkpoint_every=2))
+        ema = {"ema/test/loss": 1.0, "ema/test/accuracy": 0.5}
+        write_run(trained, recipe, (0.1, 0.2, 0.3), classes="abc", shape=(8, 8, 1), last=6, **ema)
+        state = init_train_state(make_setup(recipe, read_dataset_info(trained), 1))
+        with open_checkpoints(trained / "checkpoints") as checkpoints:
+            for step in (4, 6):
+                averages = {"params": drawn(state.params, step), "batch_stats": drawn(state.batch_stats, step + 1)}
+                save(checkpoints, state.replace(step=jnp.int32(step), ema=averages), {})
     return shutil.copytree(trained, tmp_path / "run")
 
 
@@ -48,6 +65,7 @@ def test_every_image_counts_once_and_as_evaluation_says(run):
         assert sum(one.wrong for one in mistakes(found)) == values["errors"]
         assert ((found.probability > 1 / 3) & (found.probability <= 1)).all()
     assert step == 6
+    assert evaluate(run, devices=1, checkpoint=CheckpointChoice(no_ema=True)).values["loss"] != values["loss"]
     # eight devices, which pad the ten images to sixteen
     many, _ = collect_predictions(variant)
     np.testing.assert_array_equal(many.answer, found.answer)

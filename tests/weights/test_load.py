@@ -246,15 +246,15 @@ import resource, sys, time
 import resnet_jax.weights.load as load
 from resnet_jax.models.zoo import MODELS
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-load.abstract_variables(MODELS["resnet152"])
+load.abstract_variables(MODELS["wide_resnet50_2"])
 before, start = peak(), time.perf_counter()
-load.create_model("resnet152", pretrained=sys.argv[1])
+load.create_model("wide_resnet50_2", pretrained=sys.argv[1])
 print(time.perf_counter() - start, peak() - before)
 """
 
 
 def test_seconds_and_memory(tmp_path):
-    file, model = tmp_path / "resnet152.safetensors", MODELS["resnet152"]
+    file, model = tmp_path / "wide.safetensors", MODELS["wide_resnet50_2"]
     write_tensors(file, to_state_dict(model, zeros_of(model)))
     done = subprocess.run([sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True)
     seconds, memory = map(float, done.stdout.split())
