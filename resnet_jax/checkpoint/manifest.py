@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from resnet_jax.runtime.strict_json import parse_json
+
 _NAME = "manifest.json"
 
 
@@ -71,14 +73,14 @@ def read_manifest(folder: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint without checking its files; raise DamageError if it is damaged."""
     try:
         content = (folder / _NAME).read_bytes()
-        values = json.loads(content)
+        values = parse_json(content, nonfinite=True)
         manifest = CheckpointManifest(*(values[name] for name in CheckpointManifest._fields))
         changed = _encode(manifest) != content
     except FileNotFoundError as error:
         raise DamageError(f"no {_NAME}") from error
     except OSError as error:
         raise DamageError(f"{_NAME}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise DamageError(f"{_NAME} has changed") from error
     if changed:
         raise DamageError(f"{_NAME} has changed")

@@ -14,6 +14,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, load_recipe, nearest_fields
 from resnet_jax.recipe.fields import NetworkFields
 from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.runtime.strict_json import parse_json
 
 Kind = TypeVar("Kind")
 Options = TypeVar("Options")
@@ -41,9 +42,9 @@ def _network_fields(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construct
 
 def _read_fields(words: list[str]) -> NetworkFields:
     try:
-        fields = json.loads(words[0])
-    except json.JSONDecodeError as error:
-        raise ValueError(f'not JSON ({error}); write {{"width": 32}}') from error
+        fields = parse_json(words[0])
+    except ValueError as error:
+        raise ValueError(f'{error}; write {{"width": 32}}') from error
     if not isinstance(fields, dict):
         raise ValueError('not an object; write {"width": 32}')
     return tuple(fields.items())

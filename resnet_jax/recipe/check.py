@@ -35,7 +35,7 @@ def check(recipe: Recipe) -> Recipe:
 
 def _typed(recipe: Recipe) -> Recipe:
     try:
-        return from_json(to_json(recipe), "recipe")
+        return from_json(to_json(recipe), "recipe", nonfinite=True)
     except TypeError as error:
         raise InputError(f"recipe: {error}; use Python's own numbers, strings and tuples") from error
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.recipe.fields import NetworkFields, Recipe
+from resnet_jax.runtime.strict_json import parse_json
 
 
 def load_recipe(path: Path | str, *, network: str | None = None) -> Recipe:
@@ -77,12 +78,15 @@ def to_json(recipe: Recipe) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def from_json(text: str, where: str = "recipe.json") -> Recipe:
-    """Return the recipe that `to_json` wrote; raise InputError that names the file and the field."""
+def from_json(text: str, where: str = "recipe.json", *, nonfinite: bool = False) -> Recipe:
+    """Return the recipe that `to_json` wrote; raise InputError that names the file and the field.
+
+    `nonfinite` leaves NaN and Infinity to `check`, which names the field.
+    """
     try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error})") from error
+        values = parse_json(text, nonfinite=nonfinite)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
     return _build(Recipe, values, where, "")
 
 

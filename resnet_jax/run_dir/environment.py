@@ -1,6 +1,5 @@
 """The environment in which a run was started: command, versions, devices, git commit."""
 
-import json
 import platform
 import subprocess
 import sys
@@ -10,13 +9,15 @@ from typing import Any
 
 import jax
 
+from resnet_jax.runtime.strict_json import parse_json
+
 _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def read_environments(run: Path) -> list[dict[str, Any]]:
     """Return the environment of each start of a run, oldest first; empty if the file is damaged."""
     try:
-        starts = json.loads((run / "environment.json").read_text())
+        starts = parse_json((run / "environment.json").read_bytes(), nonfinite=True)
     except (OSError, ValueError):
         return []
     return starts if isinstance(starts, list) else []

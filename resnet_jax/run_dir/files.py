@@ -15,6 +15,7 @@ import jax
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
 from resnet_jax.run_dir.environment import environment, read_environments
+from resnet_jax.runtime.strict_json import parse_json
 
 # An interrupted start may leave these in a directory without recipe.json
 _OWN = ("recipe.json.tmp", "lock")
@@ -60,7 +61,7 @@ def read_dataset_info(run: Path) -> DatasetInfo:
     """Return the data set facts of a run; raise InputError if dataset.json is missing or damaged."""
     path = run / "dataset.json"
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_bytes())
         shape = tuple(int(length) for length in values["image_shape"])
         if min(*shape, values["train_size"]) < 1 or len(shape) not in (2, 3, 4) or not values["classes"]:
             raise ValueError("sizes must be positive")
@@ -93,7 +94,7 @@ def read_given(run: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
     try:
-        names = json.loads(path.read_text())
+        names = parse_json(path.read_bytes())
         return tuple(map(str, names)) if isinstance(names, list) else ()
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: damaged; it lists the parts that `train` was given as values") from error
@@ -187,8 +188,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         return []
     for text in path.read_text(errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = parse_json(text, nonfinite=True)
+        except ValueError:
             break
         if not isinstance(line, dict) or "step" not in line:
             break

@@ -4,12 +4,12 @@ Sizes, crops, licences and ImageNet top-1 accuracies are from timm's own evaluat
 huggingface/pytorch-image-models, August 2026). An accuracy that is missing there is None.
 """
 
-import json
 from importlib import resources
 from typing import Literal, NamedTuple, cast
 
 from resnet_jax.data.formats.cifar import CIFAR10_CLASSES
 from resnet_jax.data.image import Preprocessing
+from resnet_jax.runtime.strict_json import parse_json
 
 _HERE = "resnet_jax.weights"
 Interpolation = Literal["bilinear", "bicubic"]
@@ -63,7 +63,7 @@ def _entry(
 
 
 def _read() -> dict[str, Entry]:
-    rows = json.loads(resources.files(_HERE).joinpath("entries.json").read_text())
+    rows = parse_json(resources.files(_HERE).joinpath("entries.json").read_bytes())
     return {row["name"]: _entry(**row) for row in rows}
 
 

@@ -1,7 +1,6 @@
 """Locate weights: a file, a folder as on the Hugging Face hub, the hub itself, or a published entry."""
 
 import difflib
-import json
 import logging
 import re
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import NamedTuple, cast
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.models.zoo import MODELS
+from resnet_jax.runtime.strict_json import parse_json
 from resnet_jax.weights.entries import WEIGHTS, Entry, Interpolation
 
 # In a repository of the hub, the safer format first
@@ -72,7 +72,7 @@ def _config_on_hub(where: str) -> Entry | None:
 def describe(config: Path, source: str) -> Entry | None:
     """Return the entry that timm's config.json describes, or None if it is missing or of another network."""
     try:
-        values = json.loads(config.read_text())
+        values = parse_json(config.read_bytes())
         model, known = network_of(values["architecture"]), values["pretrained_cfg"]
         preprocessing = Preprocessing(
             image_size=int(known["input_size"][-1]),

@@ -1,7 +1,6 @@
 """Read named tensors from safetensors and PyTorch files, and write safetensors files."""
 
 import contextlib
-import json
 import math
 import mmap
 import os
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from resnet_jax.errors import InputError, first_line
+from resnet_jax.runtime.strict_json import parse_json
 from resnet_jax.weights.pickled import Tensor
 from resnet_jax.weights.torch_file import LEGACY, ZIP, TorchFile, read_legacy, read_zip, view
 
@@ -128,28 +128,13 @@ def _read_safetensors(data: np.ndarray) -> dict[str, np.ndarray]:
 
 def _entries(header: bytes) -> dict[str, Any]:
     try:
-        entries: dict[str, Any] = json.loads(header.decode(), object_pairs_hook=_without_twins, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
+        entries: dict[str, Any] = parse_json(header)
+    except ValueError as error:
         raise InputError(f"the header is damaged ({first_line(error)}); download it again") from error
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise InputError("the header's metadata is no table of strings; save the file again")
     return entries
-
-
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in table:
-            raise ValueError(f"{name[:100]!r} is there twice")
-        # Refuses lone surrogates
-        name.encode()
-        table[name] = value
-    return table
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
 
 
 def _place(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:

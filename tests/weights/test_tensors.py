@@ -176,7 +176,7 @@ def test_what_is_no_file_is_named(tmp_path):
         ({"__metadata__": {"a": "b"}}, b"", "no tensors in it"),
         ({}, b"", "no tensors in it"),
         (b'{"a": 1, "a": 1}', b"", "'a' is there twice"),
-        (b'{"a": NaN}', b"", "NaN is no JSON"),
+        (b'{"a": NaN}', b"", "NaN is not JSON"),
         (b'{"\\ud800": 1}', b"", "header is damaged"),
         (b'{"\xff": 1}', b"", "header is damaged"),
         (b'{"a":' + b"[" * 100_000, b"", "header is damaged"),

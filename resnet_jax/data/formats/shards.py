@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from resnet_jax.data.source import RawExample
 from resnet_jax.errors import InputError, MachineError, first_line
+from resnet_jax.runtime.strict_json import parse_json
 
 VERSION = 1
 FORMAT = "resnet-jax shards"
@@ -183,7 +184,7 @@ def write_index(path: Path, manifest: ShardIndex) -> None:
 def read_index(path: Path) -> ShardIndex:
     """Read dataset.json or unfinished.json; raise InputError if it is damaged or of another version."""
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_bytes())
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r}")
         version = values["version"]
