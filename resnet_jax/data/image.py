@@ -1,19 +1,35 @@
 """Decode and resize image files on the host."""
 
 import io
+import os
 import threading
 import warnings
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
-from resnet_jax.errors import InputError
+from resnet_jax.errors import InputError, first_line
 
+# Formats that Pillow decodes in this process; for others, such as EPS, it starts programs or loads plugins
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+# Environment variable with the largest number of pixels that an image may have
+MAX_PIXELS = "RESNET_JAX_MAX_PIXELS"
 _OPENING = threading.Lock()
+# How an image of an EXIF orientation is turned upright
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,74 +67,153 @@ def decode(file: Path | bytes, channels: int = 3, name: str = "") -> np.ndarray:
         raise InputError(f"{where}: no such image file")
     try:
         content = file.read_bytes() if isinstance(file, Path) else file
-        with _open(content) as image:
-            pixels = _turbo(content, image, channels)
-            if pixels is not None:
-                return pixels
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_eight_bits(upright, channels)).reshape(upright.height, upright.width, channels)
+        with open_image(content) as image:
+            return _turbo(content, image, channels) if is_upright_jpeg(image) else _by_pillow(image, channels)
+    except InputError:
+        raise
     except Image.UnidentifiedImageError as error:
-        raise InputError(f"{where}: not an image that can be read") from error
+        raise InputError(f"{where}: not an image that can be read ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"{where}: too many pixels (over {Image.MAX_IMAGE_PIXELS:,})") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{where}: the image is damaged ({error})") from error
+        raise InputError(
+            f"{where}: too many pixels (over {max_pixels():,}); {MAX_PIXELS} sets another limit"
+        ) from error
+    except Exception as error:
+        # Pillow's plugins raise errors of any type for damaged files
+        raise InputError(f"{where}: the image is damaged ({first_line(error)})") from error
 
 
-def _turbo(content: bytes, image: Image.Image, channels: int) -> np.ndarray | None:
-    """Return the pixels of an upright JPEG by simplejpeg, or None if Pillow must decode the file.
+def max_pixels() -> int | None:
+    """Return the largest number of pixels of an image: $RESNET_JAX_MAX_PIXELS, or Pillow's limit of 89,478,485."""
+    asked = os.environ.get(MAX_PIXELS)
+    if asked is None:
+        return Image.MAX_IMAGE_PIXELS
+    if not (asked.isascii() and asked.isdigit() and 0 < len(asked) < 12):
+        raise InputError(f"{MAX_PIXELS} is {asked[:20]!r}; give a number of pixels, such as 120000000")
+    return int(asked)
+
+
+def open_image(content: bytes) -> Image.Image:
+    """Read the header of an image, but not its pixels; raise what Pillow raises.
+
+    One thread at a time: `catch_warnings` changes state of the whole process.
+    """
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        Image.init()
+        Image.MAX_IMAGE_PIXELS = max_pixels()
+        image = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name in Image.OPEN])
+        # Parses the EXIF block, whose damage Pillow warns of
+        _orientation(image)
+        return image
+
+
+def is_upright_jpeg(image: Image.Image) -> bool:
+    """Return whether an image is a JPEG, grey or RGB, that is not turned."""
+    return image.format == "JPEG" and image.mode in ("L", "RGB") and _orientation(image) not in _TURNS
+
+
+def _orientation(image: Image.Image) -> Any:
+    """Return the EXIF orientation of an image; 1, which is upright, if its EXIF block cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def _turbo(content: bytes, image: Image.Image, channels: int) -> np.ndarray:
+    """Return the pixels of an upright JPEG by simplejpeg, or by Pillow for grey of colours and for damage.
 
     The pixels equal Pillow's, since both use libjpeg-turbo, but simplejpeg avoids four bytes per pixel: it is 1.29x
     faster (887 against 687 ImageNet photos per second on one core, mean 466 x 391).
     """
-    plain = image.mode == "L" or (image.mode == "RGB" and channels == 3)
-    if image.format != "JPEG" or not plain or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        return None
-    try:
-        return simplejpeg.decode_jpeg(content, "RGB" if channels == 3 else "GRAY", strict=True)
-    except ValueError:
-        return None
+    if image.mode == "L" or channels == 3:
+        try:
+            return simplejpeg.decode_jpeg(content, "RGB" if channels == 3 else "GRAY", strict=True)
+        except ValueError:
+            pass
+    return _by_pillow(image, channels)
 
 
-def _open(content: bytes) -> Image.Image:
-    """Read the header, one thread at a time: `catch_warnings` changes state of the whole process."""
-    with _OPENING, warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(content))
+def _by_pillow(image: Image.Image, channels: int) -> np.ndarray:
+    """Return the pixels of an image, upright: uint8 (h, w, channels)."""
+    # Pillow turns TIFF while it loads it, and its orientation is then 1
+    image.load()
+    upright = _eight_bits(image, channels)
+    # Not by `exif_transpose`, which rewrites the EXIF block and fails if a tag in it is odd
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        upright = upright.transpose(turn)
+    if upright is not image:
+        # Frees its pixels before they are copied once more
+        image.close()
+    return np.asarray(upright).reshape(upright.height, upright.width, channels)
 
 
 def _eight_bits(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("floating-point pixels, whose range is not known")
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "signed or 32-bit"
+        raise ValueError(f"{kind} pixels, whose range is not known")
     # Pillow would clip 16 bits at 255
     if image.mode.startswith("I"):
-        values = np.asarray(image, np.float64)
-        image = Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))
+        image = _from_sixteen_bits(image)
     # Transparent pixels are shown on white
     if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
+        layer = _as_mode(image, "RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB" if channels == 3 else "L")
+    return _as_mode(image, "RGB" if channels == 3 else "L")
 
 
-def resize_to(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return an image in a mode, without the copy that Pillow makes of one that has it."""
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    """Return grey levels of 16 bits, or of 12 bits in TIFF, as levels of 8 bits."""
+    tags, values = getattr(image, "tag_v2", {}), np.asarray(image)
+    bits, photometric = tags.get(ExifTags.Base.BitsPerSample), tags.get(ExifTags.Base.PhotometricInterpretation)
+    table = _levels(4095 if bits == (12,) else 65535, white_is_zero=photometric == 0)
+    levels = np.empty(values.shape, np.uint8)
+    # By rows: an index takes eight bytes per pixel
+    for row, to in zip(values, levels, strict=True):
+        to[:] = table[row]
+    return Image.fromarray(levels)
+
+
+@lru_cache(maxsize=4)
+def _levels(most: int, white_is_zero: bool) -> np.ndarray:
+    """Return the level uint8 of each value from 0 to `most`, the largest."""
+    levels = np.round(np.arange(most + 1) * (255 / most)).astype(np.uint8)
+    return 255 - levels if white_is_zero else levels
+
+
+def resize_to(image: np.ndarray, preprocessing: Preprocessing, where: str = "image") -> np.ndarray:
     """Resize and crop uint8 (h, w, c) as `preprocessing` says, if it has an image size."""
     size = preprocessing.image_size
-    return image if size is None else resize_crop_as(image, size, size, preprocessing)
+    return image if size is None else resize_crop_as(image, size, size, preprocessing, where)
 
 
-def resize_crop_as(image: np.ndarray, height: int, width: int, preprocessing: Preprocessing) -> np.ndarray:
+def resize_crop_as(
+    image: np.ndarray, height: int, width: int, preprocessing: Preprocessing, where: str = "image"
+) -> np.ndarray:
     """Resize and crop uint8 (h, w, c) to (height, width) as `preprocessing` says."""
     crop, interpolation = preprocessing.crop_pct or 1.0, preprocessing.interpolation or "bilinear"
-    return resize_crop(image, height, width, crop, interpolation)
+    return resize_crop(image, height, width, crop, interpolation, where)
 
 
 def resize_crop(
-    image: np.ndarray, height: int, width: int, crop: float = 1.0, interpolation: str = "bilinear"
+    image: np.ndarray,
+    height: int,
+    width: int,
+    crop: float = 1.0,
+    interpolation: str = "bilinear",
+    where: str = "image",
 ) -> np.ndarray:
     """Resize uint8 (h, w, c) to cover (height, width) / crop, and crop its centre to (height, width).
 
-    `interpolation` is "bilinear" or "bicubic", antialiased. Sizes are rounded as in torchvision.
+    `interpolation` is "bilinear" or "bicubic", antialiased. Sizes are rounded as in torchvision. Raises InputError,
+    with `where`, if the resized image has too many pixels, as a line one pixel wide has.
     """
     h, w, channels = image.shape
     if (h, w) == (height, width) and crop == 1:
@@ -129,10 +224,14 @@ def resize_crop(
         size = max(least_w, int(least_h * w / h)), least_h
     else:
         size = least_w, max(least_h, int(least_w * h / w))
+    limit = max_pixels()
+    if limit is not None and size[0] * size[1] > max(limit, h * w):
+        raise InputError(f"{where}: {w} x {h} pixels would be resized to {size[0]:,} x {size[1]:,}; remove this image")
     picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    resized = np.asarray(picture.resize(size, Image.Resampling[interpolation.upper()]))
+    resized = picture.resize(size, Image.Resampling[interpolation.upper()])
     top, left = round((size[1] - height) / 2), round((size[0] - width) / 2)
-    return resized.reshape(size[1], size[0], channels)[top : top + height, left : left + width]
+    cropped = resized.crop((left, top, left + width, top + height))
+    return np.asarray(cropped).reshape(height, width, channels)
 
 
 def shrink(image: np.ndarray, size: int) -> np.ndarray:

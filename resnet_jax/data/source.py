@@ -108,7 +108,7 @@ def from_raw(
 
 def _decoded(raw: Callable[[int], RawExample], preprocessing: Preprocessing, index: int) -> Example:
     item = raw(index)
-    return Example(resize_to(pixels(item), preprocessing), item.target)
+    return Example(resize_to(pixels(item), preprocessing, item.where), item.target)
 
 
 def pixels(item: RawExample) -> np.ndarray:

@@ -94,7 +94,9 @@ def read_images(setup: TrainSetup, images: Sequence[Path]) -> np.ndarray:
         taken = " x ".join(map(str, shape))
         raise InputError(f"{setup.recipe.model.name} takes {taken} and no image files; use load_run and model.apply")
     height, width, channels = shape
-    return np.stack([resize_crop_as(decode(path, channels), height, width, preprocessing) for path in images])
+    return np.stack(
+        [resize_crop_as(decode(path, channels), height, width, preprocessing, str(path)) for path in images]
+    )
 
 
 def predict_probs(setup: TrainSetup, state: TrainState, images: Array) -> Array:

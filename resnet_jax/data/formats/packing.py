@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.image import shrink
+from resnet_jax.data.image import is_upright_jpeg, open_image, shrink
 from resnet_jax.data.source import RawExample, pixels
 from resnet_jax.errors import InputError
 
@@ -47,9 +47,8 @@ def _read(item: RawExample) -> bytes | np.ndarray:
 
 def _is_plain(content: bytes) -> bool:
     """Return whether bytes that can be decoded are an upright baseline JPEG, grey or RGB."""
-    with Image.open(io.BytesIO(content)) as image:
-        baseline = image.format == "JPEG" and not image.info.get("progressive")
-        return baseline and image.mode in ("L", "RGB") and image.getexif().get(0x0112, 1) == 1
+    with open_image(content) as image:
+        return is_upright_jpeg(image) and not image.info.get("progressive")
 
 
 def _jpeg(image: np.ndarray, quality: int) -> bytes:
