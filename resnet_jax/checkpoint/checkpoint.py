@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax import Array
 
-from resnet_jax.checkpoint.manifest import describe_leaves, misfits, read_manifest
+from resnet_jax.checkpoint.manifest import describe_leaves, misfits, read_manifest, update_manifest
 from resnet_jax.checkpoint.orbax_logging import quiet_orbax_logging
 from resnet_jax.checkpoint.progress import decode_progress, encode_progress
 from resnet_jax.checkpoint.store import (
@@ -96,9 +96,10 @@ def open_checkpoints(folder: Path, *, keep: int = 2, best: bool = False) -> Iter
 
 
 def save(checkpoints: Checkpoints, state: Any, progress: dict[str, Any], *, metric: float | None = None) -> None:
-    """Save a checkpoint in the background, unless there is an intact one of this step. All hosts call it.
+    """Save a checkpoint in the background. All hosts call it.
 
-    The state may be donated as soon as this returns. A save that fails leaves earlier checkpoints as they are.
+    If there is an intact one of this step, which is the same state, only its progress and metric are replaced: a state
+    whose evaluation failed is saved without them, and evaluated when the run resumes. The state may be donated as soon as this returns. A save that fails leaves earlier checkpoints as they are.
 
     Args:
         checkpoints: of `open_checkpoints`.
@@ -115,12 +116,15 @@ def save(checkpoints: Checkpoints, state: Any, progress: dict[str, Any], *, metr
         raise InputError(f"the parameters are no longer finite at step {step} and are not saved; lower optimizer.lr")
     checkpoints.wait()
     folder, tree = checkpoints.folder, {"state": state}
+    if metric is not None:
+        metric = float(metric) if math.isfinite(metric) else None
+    about = {"metric": metric, "progress": encode_progress(progress), "leaves": describe_leaves(tree)}
     if broadcast_from_host0(is_primary_host() and is_intact(folder, step)):
+        if is_primary_host():
+            _update(folder, step, about)
         return
     if is_primary_host():
         clear_incomplete(folder)
-    if metric is not None:
-        metric = float(metric) if math.isfinite(metric) else None
     _ORBAX.acquire()
     try:
         # A new writer each time: after a failure it may not recover
@@ -132,7 +136,6 @@ def save(checkpoints: Checkpoints, state: Any, progress: dict[str, Any], *, metr
             raise
         # A full disk raises one of many types
         raise _unwritten(folder, error) from error
-    about = {"metric": metric, "progress": encode_progress(progress), "leaves": describe_leaves(tree)}
     checkpoints.pending = checkpoints.thread.submit(_finish, checkpoints, writer, step, about)
 
 
@@ -145,7 +148,7 @@ def restore(
         folder: of the checkpoints.
         abstract_state: shapes, dtypes and shardings of the state; its devices may differ from those that saved it.
         quarantine: move damaged checkpoints away, as only the process that trains there may do.
-        best: the one with the largest metric instead of the newest.
+        best: the one with the largest metric instead of the newest; InputError if none has a metric.
         log: called with a line for each damaged checkpoint that is skipped.
 
     Raises:
@@ -165,11 +168,26 @@ def restore(
         path = folder / str(other)
         how = f"moved to {_quarantine(path)}" if quarantine else "skipped"
         log(f"{path}: damaged checkpoint ({damage}), {how}; step {step} is used instead")
+    manifest = read_manifest(folder / str(step))
+    if best and manifest.metric is None:
+        raise InputError(
+            f"{folder}: no checkpoint has been evaluated yet, so none is the best; take the newest, of step {step}:"
+            " leave out --best"
+        )
     tree = _read(folder / str(step), {"state": abstract_state})
-    return tree["state"], decode_progress(read_manifest(folder / str(step)).progress)
+    return tree["state"], decode_progress(manifest.progress)
 
 
 _quarantine = quarantine
+
+
+def _update(folder: Path, step: int, about: dict[str, Any]) -> None:
+    try:
+        update_manifest(folder / str(step), incomplete(folder, step), **about)
+    except OSError as error:
+        raise _unwritten(folder, error) from error
+    finally:
+        clear_incomplete(folder)
 
 
 def _finish(checkpoints: Checkpoints, writer: ocp.StandardCheckpointer, step: int, about: dict[str, Any]) -> None:

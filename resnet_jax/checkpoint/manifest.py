@@ -69,6 +69,17 @@ def write_manifest(
             to_disk(Path(path, name))
 
 
+def update_manifest(folder: Path, spare: Path, **about: Any) -> None:
+    """Replace fields of the manifest of an intact checkpoint atomically; `spare` is a folder to write it in."""
+    manifest = read_manifest(folder)
+    if (changed := manifest._replace(**about)) != manifest:
+        spare.mkdir(parents=True, exist_ok=True)
+        (spare / _NAME).write_bytes(_encode(changed))
+        to_disk(spare / _NAME)
+        os.replace(spare / _NAME, folder / _NAME)
+        to_disk(folder)
+
+
 def read_manifest(folder: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint without checking its files; raise DamageError if it is damaged."""
     try:

@@ -158,8 +158,9 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     else:
         state, saved = restored
         step, totals = int(state.step), known_totals(setup, saved.get("totals", {}))
-        rows = truncate_metrics(out, step)
         unevaluated = bool(saved.get("unevaluated"))
+        # A row of this very step was written by a start that was killed before its checkpoint knew of it
+        rows = truncate_metrics(out, step - unevaluated)
         run = RunState(setup, out, state, step, totals, saved.get("timer", {}), rows, notes, log, unevaluated)
     sync_hosts("opened the run")
     return run

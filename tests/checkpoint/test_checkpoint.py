@@ -87,12 +87,23 @@ def test_what_is_saved_is_restored(tmp_path):
     assert manifest.progress["totals"]["count"] == 2**40 + 3  # beyond what an int32 holds
 
 
-def test_the_newest_two_are_kept_and_a_step_is_saved_once(tmp_path):
-    write(tmp_path, 1, 2, 3, 3, 5, metrics=(0.9, 0.1, 0.2, 0.8, 0.3))
+def test_the_newest_two_are_kept(tmp_path):
+    write(tmp_path, 1, 2, 3, 5, metrics=(0.9, 0.1, 0.2, 0.3))
     assert names(tmp_path) == ["3", "5"]
-    assert committed(tmp_path)[3].metric == 0.2
     write(tmp_path, 6, keep=1)
     assert names(tmp_path) == ["6"]
+
+
+def test_a_step_that_is_saved_again_keeps_its_files_and_learns_its_metric(tmp_path):
+    write(tmp_path, 1, 2, metrics=(0.5, None))
+    before = contents(tmp_path / "2")
+    write(tmp_path, 2, metrics=(0.8,))
+    manifest = tmp_path / "2" / "manifest.json"
+    assert before.pop(manifest) != manifest.read_bytes()
+    assert before.items() <= contents(tmp_path / "2").items()
+    assert committed(tmp_path)[2].metric == 0.8
+    chex.assert_trees_all_equal(restore(tmp_path, best=True), state_at(2))
+    assert names(tmp_path) == ["1", "2"]
 
 
 def test_the_best_is_kept_and_of_equal_ones_the_newest(tmp_path):
@@ -104,9 +115,10 @@ def test_the_best_is_kept_and_of_equal_ones_the_newest(tmp_path):
     chex.assert_trees_all_equal(restore(tmp_path), state_at(8))
 
 
-def test_without_metrics_the_best_is_the_newest(tmp_path):
+def test_without_metrics_none_is_the_best(tmp_path):
     write(tmp_path, 1, 2, best=True)
-    chex.assert_trees_all_equal(restore(tmp_path, best=True), state_at(2))
+    with pytest.raises(InputError, match="no checkpoint has been evaluated yet.* newest, of step 2: leave out --best"):
+        restore(tmp_path, best=True)
 
 
 def test_there_is_always_a_sealed_one(tmp_path, monkeypatch):

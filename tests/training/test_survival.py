@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from runs import curve, quietly
 
+from resnet_jax.checkpoint.store import committed
 from resnet_jax.errors import InputError, MachineError
 from resnet_jax.inference.load_model import load_model
 from resnet_jax.inference.load_run import load_run
@@ -189,6 +190,10 @@ def test_an_evaluation_that_fails_saves_the_state_and_the_row_comes_later(tiny, 
     assert int(load_run(tmp_path / "run", 1)[1].step) == 5
     assert [row["step"] for row in read_metrics(tmp_path / "run")] == [3]
     assert loop_module.evaluate_split is plain
+    # Evaluated, and stopped before another checkpoint: the row is there once, and counts for the best
+    quietly(tiny, tmp_path / "run", stop_at=5)
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [3, 5]
+    assert committed(tmp_path / "run" / "checkpoints")[5].metric == read_metrics(tmp_path / "run")[1]["test/accuracy"]
     end, _ = quietly(tiny, tmp_path / "run")
     chex.assert_trees_all_equal(end.state, whole.state)
     assert curve(tmp_path / "run") == curve(tmp_path / "whole")
