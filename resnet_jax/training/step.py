@@ -100,7 +100,8 @@ def train_step(
         metrics: measured on the training images too.
         accumulate: sums over microbatches and devices; None is the whole batch at once.
         frozen: a tree of bools like the parameters: those that the optimiser ignores need no gradient.
-        skip_nonfinite: if the loss or gradient is not finite, change nothing but `step`.
+        skip_nonfinite: if the loss or gradient is not finite, change nothing but the clocks: `step`, and the count of a
+            schedule in the optimiser.
         ema_decay: of the EMA, if the state has one.
         ema_update_every: steps between its updates.
 
@@ -149,10 +150,29 @@ def train_step(
     finite = jnp.isfinite(total.sums["loss"]) & jnp.isfinite(optax.tree.norm(grads))
     sums = total.sums
     if skip_nonfinite:
-        unchanged, nothing = state.replace(step=after.step), jax.tree.map(jnp.zeros_like, sums)
+        unchanged = state.replace(step=after.step, opt_state=_advance_schedules(state.opt_state, opt_state))
+        nothing = jax.tree.map(jnp.zeros_like, sums)
         after, sums = jax.tree.map(lambda new, old: jnp.where(finite, new, old), (after, sums), (unchanged, nothing))
     nonfinite = jnp.where(finite, 0, 1)
     return after, StepStatus({**sums, "nonfinite_steps": nonfinite}, nonfinite)
+
+
+def _advance_schedules(before: Any, after: Any) -> Any:
+    """Return the optimiser state before a step with the schedules of the one after it.
+
+    The learning rate follows the step, skipped or not; momenta and the counts that correct their bias stay.
+    """
+    injected = optax.schedules.InjectStatefulHyperparamsState
+
+    def one(old: Any, new: Any) -> Any:
+        if isinstance(old, optax.ScaleByScheduleState):
+            return new
+        if isinstance(old, injected):
+            return new._replace(inner_state=_advance_schedules(old.inner_state, new.inner_state))
+        return old
+
+    kinds = (optax.ScaleByScheduleState, injected)
+    return jax.tree.map(one, before, after, is_leaf=lambda node: isinstance(node, kinds))
 
 
 def _stop_gradient(params: dict, frozen: Any) -> dict:

@@ -24,7 +24,7 @@ from resnet_jax.tasks.classification import classification
 from resnet_jax.tasks.losses import cross_entropy
 from resnet_jax.training.evaluate import add_sums, compute_all, evaluate_split, make_eval_step
 from resnet_jax.training.setup import select_metrics
-from resnet_jax.training.state import init_state
+from resnet_jax.training.state import first_state, init_state
 from resnet_jax.training.step import eval_step, make_objective, train_step
 
 SCALE = partial(normalize, mean=(0.5,), std=(0.5,))
@@ -232,3 +232,33 @@ def test_an_objective_of_ones_own():
     step = partial(train_step, optimizer=OPTIMIZER, preprocess=scaled, key=jax.random.key(5))
     after, _ = jax.jit(partial(step, objective=objective))(initial(model), data)
     assert (after.params["head"]["bias"] > 1).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        optax.sgd,
+        optax.adam,
+        lambda rate: optax.partition({"all": optax.adam(rate)}, lambda params: jax.tree.map(lambda _: "all", params)),
+        optax.inject_hyperparams(optax.adam),
+    ],
+)
+def test_after_skipped_steps_the_rate_is_that_of_the_step(make):
+    """Three of four steps are skipped: the last takes the fourth rate, with the momenta of the first."""
+    optimizer = make(optax.linear_schedule(1.0, 0.0, 5))
+
+    def objective(params, batch_stats, batch, rngs):
+        return params["x"] * jnp.ones(4), (batch.image, {})
+
+    state = init = first_state({"params": {"x": jnp.float32(0)}}, optimizer, ema=False)
+    step = partial(train_step, objective=objective, optimizer=optimizer, preprocess=lambda key, step, batch: batch)
+    step = jax.jit(partial(step, key=jax.random.key(0), skip_nonfinite=True))
+    for healthy in (False, False, False, True):
+        data = Batch(jnp.zeros((4, 1)), jnp.zeros(4), jnp.ones(4, bool))
+        state = state if healthy else state.replace(params={"x": jnp.float32(jnp.nan)})
+        state, status = step(state, data)
+        assert int(status.nonfinite) == (not healthy)
+        state = state if healthy else state.replace(params=init.params)
+    # The gradient is 1, which Adam's first step leaves as it is
+    np.testing.assert_allclose(state.params["x"], -0.4, rtol=1e-5)
+    assert int(state.step) == 4

@@ -9,6 +9,7 @@ from dataclasses import replace
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 from runs import curve, quietly
 
@@ -66,7 +67,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_examples(tiny, tm
 
 
 def test_a_step_that_is_not_finite_is_skipped_whole(tiny, tmp_path, monkeypatch):
-    """An image of white noise does it no harm; the step counts, and nothing else of the state moves."""
+    """An image of white noise does it no harm; the step counts for the schedule, and nothing else of the state moves."""
     skipping = replace(tiny, on_nonfinite="skip", steps=6, ema_decay=0.5)
     plain, _ = quietly(skipping, tmp_path / "plain", stop_at=2)
     poison(monkeypatch, 2)
@@ -74,7 +75,9 @@ def test_a_step_that_is_not_finite_is_skipped_whole(tiny, tmp_path, monkeypatch)
     assert "loss or gradient of step 3 is not finite" in said
     assert "the step is skipped" in said
     assert int(result.state.step) == 3
-    chex.assert_trees_all_equal(result.state.replace(step=0), plain.state.replace(step=0))
+    assert optax.tree.get(result.state.opt_state, "count") == 3
+    stopped = result.state.replace(step=plain.state.step, opt_state=optax.tree.set(result.state.opt_state, count=2))
+    chex.assert_trees_all_equal(stopped, plain.state)
     assert result.rows[-1]["nonfinite_steps"] == 1
     assert np.isfinite(result.rows[-1]["train/loss"])
 
