@@ -34,6 +34,7 @@ MIXED = replace(
     model=Model(norm_group_size=32, drop_path=0.1),
     augment=Augment(crop_padding=1, hflip=True, mixup_alpha=0.2),
     ema_decay=0.9,
+    ema_warmup=False,
 )
 SMALL = {"model": replace(MIXED.model, name="resnet8")}
 # And the microbatches of a step

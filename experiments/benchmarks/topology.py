@@ -50,6 +50,7 @@ RECIPE = Recipe(
     epochs=None,
     steps=20,
     ema_decay=0.9,
+    ema_warmup=False,
 )
 WHOLE = dataclasses.replace(RECIPE, model=dataclasses.replace(RECIPE.model, norm_group_size=None))
 DEVICE_COUNT = "--xla_force_host_platform_device_count"

@@ -60,4 +60,5 @@ recipe = Recipe(
     epochs=350,  # train_steps: 109475
     ema_decay=0.9999,  # moving_average_decay: 0.9999
     ema_update_every=1,
+    ema_warmup=True,  # num_updates=global_step, of TensorFlow's ExponentialMovingAverage
 )

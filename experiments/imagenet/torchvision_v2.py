@@ -67,4 +67,5 @@ recipe = Recipe(
     # --model-ema --model-ema-decay 0.99998 --model-ema-steps 32, which train.py scales by batch and steps over epochs
     ema_decay=1 - (1 - 0.99998) * 1024 * 32 / 600,
     ema_update_every=32,
+    ema_warmup=False,
 )

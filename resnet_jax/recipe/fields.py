@@ -288,6 +288,9 @@ class Recipe:
     """Decay of an exponential moving average (EMA) of parameters and statistics, e.g. 0.999; 0 = off."""
     ema_update_every: Annotated[int, POSITIVE] = 1
     """Steps between updates of the EMA."""
+    ema_warmup: bool = True
+    """Lower the decay at first, so that a short run does not average its initial parameters: min(ema_decay,
+    (1 + n) / (10 + n)) at the n-th update."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If the loss or gradient is not finite: stop the run, or skip the step."""
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0

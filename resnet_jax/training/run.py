@@ -177,8 +177,17 @@ def log_start(run: RunState) -> None:
     """Say what is trained, and on which weights."""
     resuming = f"resuming at step {run.step}"
     run.log(f"{resuming if run.step else 'training'}: {headline(run.setup, run.out)}")
-    for note in run.notes:
+    for note in (*run.notes, *ema_notes(run.setup.recipe, run.setup.steps)):
         run.log(note)
+
+
+def ema_notes(recipe: Recipe, steps: int) -> list[str]:
+    """Return a note if the EMA would average over more steps than the run has."""
+    span = recipe.ema_update_every / (1 - recipe.ema_decay)
+    if not recipe.ema_decay or span <= steps:
+        return []
+    effect = "its warm-up shortens the average" if recipe.ema_warmup else "the initial parameters weigh in: lower it"
+    return [f"ema_decay {recipe.ema_decay:g} averages over about {span:,.0f} steps, the run has {steps:,}; {effect}"]
 
 
 def open_splits(

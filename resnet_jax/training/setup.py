@@ -369,6 +369,7 @@ def make_train_step(setup: TrainSetup, image_size: int | None = None, *, jit: bo
         skip_nonfinite=recipe.on_nonfinite == "skip",
         ema_decay=recipe.ema_decay,
         ema_update_every=recipe.ema_update_every,
+        ema_warmup=recipe.ema_warmup,
     )
     sharding = batch_sharding(setup.mesh)
     step = lambda state, inputs, key: take(  # noqa: E731

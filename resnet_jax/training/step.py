@@ -85,6 +85,7 @@ def train_step(
     skip_nonfinite: bool = False,
     ema_decay: float = 0.0,
     ema_update_every: int = 1,
+    ema_warmup: bool = False,
 ) -> tuple[TrainState, StepStatus]:
     """Take one step of gradient descent on the mean of the losses.
 
@@ -104,6 +105,7 @@ def train_step(
             schedule in the optimiser.
         ema_decay: of the EMA, if the state has one.
         ema_update_every: steps between its updates.
+        ema_warmup: take min(ema_decay, (1 + n) / (10 + n)) as the decay of its n-th update.
 
     Returns:
         The state after the step, and the sums over the batch under the parameters before it.
@@ -146,7 +148,7 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     after = TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state, state.ema)
     if state.ema:
-        after = after.replace(ema=_update_ema(after, ema_decay, ema_update_every))
+        after = after.replace(ema=_update_ema(after, ema_decay, ema_update_every, ema_warmup))
     finite = jnp.isfinite(total.sums["loss"]) & jnp.isfinite(optax.tree.norm(grads))
     sums = total.sums
     if skip_nonfinite:
@@ -179,8 +181,10 @@ def _stop_gradient(params: dict, frozen: Any) -> dict:
     return jax.tree.map(lambda p, still: jax.lax.stop_gradient(p) if still else p, params, frozen)
 
 
-def _update_ema(state: TrainState, decay: float, every: int) -> dict:
-    decay_now = jnp.where(state.step % every == 0, decay, 1.0)
+def _update_ema(state: TrainState, decay: float, every: int, warmup: bool) -> dict:
+    updates = state.step // every
+    decay_now = jnp.minimum(decay, (1 + updates) / (10 + updates)) if warmup else decay
+    decay_now = jnp.where(state.step % every == 0, decay_now, 1.0)
     now = {"params": state.params, "batch_stats": state.batch_stats}
     return jax.tree.map(lambda old, new: (decay_now * old + (1 - decay_now) * new).astype(old.dtype), state.ema, now)
 

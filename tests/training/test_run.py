@@ -10,10 +10,11 @@ import pytest
 
 from resnet_jax.data.source import Example
 from resnet_jax.errors import InputError
+from resnet_jax.recipe import Recipe
 from resnet_jax.training import aot
 from resnet_jax.training import run as run_module
 from resnet_jax.training.options import RunOptions
-from resnet_jax.training.run import train
+from resnet_jax.training.run import ema_notes, train
 from resnet_jax.training.setup import open_sources
 
 ONE = RunOptions(devices=1)
@@ -22,6 +23,15 @@ ONE = RunOptions(devices=1)
 def splits_of(recipe, folder, read):
     sources = open_sources(recipe, folder)
     return sources.train._replace(read=read(sources.train.read)), sources.evaluation
+
+
+def test_an_ema_longer_than_the_run_is_noted():
+    recipe = Recipe(ema_decay=0.9999, ema_update_every=2)
+    (note,) = ema_notes(recipe, 92)
+    assert note == "ema_decay 0.9999 averages over about 20,000 steps, the run has 92; its warm-up shortens the average"
+    (note,) = ema_notes(replace(recipe, ema_warmup=False), 92)
+    assert note.endswith("the initial parameters weigh in: lower it")
+    assert ema_notes(recipe, 20_001) == ema_notes(Recipe(), 92) == []
 
 
 def test_neither_waits_for_the_other(tiny, tmp_path, monkeypatch):

@@ -234,6 +234,35 @@ def test_an_objective_of_ones_own():
     assert (after.params["head"]["bias"] > 1).all()
 
 
+def ema_after(updates, *, every, warmup, decay=0.9999):
+    """The EMA of a parameter that starts at 0 and goes down by 1 in each step."""
+
+    def objective(params, batch_stats, batch, rngs):
+        return params["x"] * jnp.ones(4), (batch.image, {})
+
+    optimizer = optax.sgd(1.0)
+    state = first_state({"params": {"x": jnp.float32(0)}}, optimizer, ema=True)
+    step = partial(train_step, objective=objective, optimizer=optimizer, preprocess=lambda key, step, batch: batch)
+    step = partial(step, key=jax.random.key(0), ema_decay=decay, ema_update_every=every, ema_warmup=warmup)
+    step, data = jax.jit(step), Batch(jnp.zeros((4, 1)), jnp.zeros(4), jnp.ones(4, bool))
+    for _ in range(updates * every):
+        state, _ = step(state, data)
+    return float(state.ema["params"]["x"])
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_the_ema_of_a_short_run_is_one_of_its_steps(every):
+    """As TensorFlow's ExponentialMovingAverage with num_updates."""
+    expected = 0.0
+    for n in range(1, 21):
+        keep = min(0.9999, (1 + n) / (10 + n))
+        expected = keep * expected - (1 - keep) * n * every
+    assert ema_after(20, every=every, warmup=True) == pytest.approx(expected, rel=1e-5)
+    assert expected < -15 * every
+    assert ema_after(20, every=every, warmup=False) > -0.1 * every
+    assert ema_after(20, every=every, warmup=True, decay=0.1) == ema_after(20, every=every, warmup=False, decay=0.1)
+
+
 @pytest.mark.parametrize(
     "make",
     [

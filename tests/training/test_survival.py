@@ -105,7 +105,7 @@ def test_averages_are_measured_beside_and_used_after(tiny, tmp_path):
 
 def test_the_averages_are_those_of_the_definition(tiny, tmp_path):
     """ema <- keep ema + (1 - keep) new, every second step."""
-    averaging = replace(tiny, ema_decay=0.75, ema_update_every=2, steps=4)
+    averaging = replace(tiny, ema_decay=0.75, ema_update_every=2, ema_warmup=False, steps=4)
     ends = [quietly(averaging, tmp_path / str(stop), stop_at=stop)[0].state for stop in (1, 2, 4)]
     kernel = [np.asarray(end.params["head"]["kernel"]) for end in ends]
     first, second, fourth = (np.asarray(end.ema["params"]["head"]["kernel"]) for end in ends)
