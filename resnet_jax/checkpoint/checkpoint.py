@@ -98,8 +98,10 @@ def open_checkpoints(folder: Path, *, keep: int = 2, best: bool = False) -> Iter
 def save(checkpoints: Checkpoints, state: Any, progress: dict[str, Any], *, metric: float | None = None) -> None:
     """Save a checkpoint in the background. All hosts call it.
 
-    If there is an intact one of this step, which is the same state, only its progress and metric are replaced: a state
-    whose evaluation failed is saved without them, and evaluated when the run resumes. The state may be donated as soon as this returns. A save that fails leaves earlier checkpoints as they are.
+    If there is an intact one of this step, only its progress and metric are replaced: a state whose evaluation failed
+    is saved without them, and evaluated when the run resumes.
+
+    The state may be donated as soon as this returns. A save that fails leaves earlier checkpoints as they are.
 
     Args:
         checkpoints: of `open_checkpoints`.

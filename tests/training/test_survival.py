@@ -67,7 +67,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_examples(tiny, tm
 
 
 def test_a_step_that_is_not_finite_is_skipped_whole(tiny, tmp_path, monkeypatch):
-    """An image of white noise does it no harm; the step counts for the schedule, and nothing else of the state moves."""
+    """An image of white noise does it no harm; the step counts for the schedule, and nothing else moves."""
     skipping = replace(tiny, on_nonfinite="skip", steps=6, ema_decay=0.5)
     plain, _ = quietly(skipping, tmp_path / "plain", stop_at=2)
     poison(monkeypatch, 2)
