@@ -6,8 +6,11 @@ from resnet_jax.runtime.huge_pages import restart_asking
 
 
 def run() -> None:
-    """Runs the command in `sys.argv` and ends the process with its exit code."""
+    """Run the command in `sys.argv` and end the process with its exit code."""
     restart_asking()
+    from resnet_jax.runtime.terminal import open_standard_streams
+
+    open_standard_streams()
     from resnet_jax.cli.main import main
 
     sys.exit(main())

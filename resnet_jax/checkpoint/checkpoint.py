@@ -10,7 +10,6 @@ restore.
 import errno
 import math
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +36,7 @@ from resnet_jax.checkpoint.store import (
 )
 from resnet_jax.errors import InputError, MachineError, first_line
 from resnet_jax.parallel.multihost import broadcast_from_host0, is_primary_host
+from resnet_jax.runtime.terminal import log_to_stderr
 
 # Instead of a step: no checkpoint, none intact
 _NONE, _NO_GOOD = -1, -2
@@ -48,11 +48,6 @@ _NAMED = 3
 _ORBAX = threading.Lock()
 
 Log = Callable[[str], None]
-
-
-def log_to_stderr(line: str) -> None:
-    """Print a line to standard error."""
-    print(line, file=sys.stderr)
 
 
 class Checkpoints:

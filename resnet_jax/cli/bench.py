@@ -3,20 +3,17 @@
 import csv
 import io
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from rich.markup import escape
-
 from resnet_jax.cli.parse import Unnamed, named_network, parse, recipe_and
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe
 from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.runtime.terminal import log_to_stderr, show
 from resnet_jax.training.options import default_data_dir
 
 if TYPE_CHECKING:
@@ -86,7 +83,7 @@ def bench_data(words: list[str]) -> int:
         devices=options.devices,
     )
     if options.json:
-        print(json.dumps([speed._asdict() for speed in speeds]))
+        show(json.dumps([speed._asdict() for speed in speeds]))
         return 0
     table = plain_table(f"{recipe.data.name}, batches of {recipe.batch_size}")
     table.add_column("images/s", justify="right")
@@ -121,20 +118,20 @@ def bench_step(what: Any, words: list[str]) -> int:
             devices=options.devices,
             num_threads=options.num_threads,
             profile=options.profile,
-            say=partial(print, file=sys.stderr, flush=True),
+            log=log_to_stderr,
         )
         for subject, _ in subjects
     ]
     if options.csv is not None:
         options.csv.write_text(as_csv(measured))
     if options.json:
-        print(json.dumps([one._asdict() for one in measured], indent=2))
+        show(json.dumps([one._asdict() for one in measured], indent=2))
         return 0
     # Three of them fit in 100 columns
     for start in range(0, len(measured), 3):
         show(table_of(measured[start : start + 3]))
     if options.profile is not None:
-        print(f"profile in {options.profile}: open perfetto_trace.json.gz in it at ui.perfetto.dev, or all with xprof")
+        show(f"profile in {options.profile}: open perfetto_trace.json.gz in it at ui.perfetto.dev, or all with xprof")
     return 0
 
 
@@ -173,9 +170,9 @@ def as_csv(measured: "list[StepBenchmark]") -> str:
 def table_of(measured: "list[StepBenchmark]") -> "Table":
     """Return a table with a column per benchmark."""
     first = measured[0]
-    table = plain_table(f"{first.what}, {first.devices} x {escape(first.device)}")
+    table = plain_table(f"{first.what}, {first.devices} x {first.device}")
     for one in measured:
-        table.add_column(escape(one.name), justify="right", overflow="fold")
+        table.add_column(one.name, justify="right", overflow="fold")
 
     def row(name: str, show_one: "Callable[[StepBenchmark], str]") -> None:
         table.add_row(name, *map(show_one, measured))

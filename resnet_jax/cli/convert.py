@@ -8,6 +8,7 @@ from tyro.conf import Positional
 
 from resnet_jax.cli.parse import Unnamed, parse
 from resnet_jax.inference.source import CheckpointChoice
+from resnet_jax.runtime.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,5 +38,5 @@ def convert(words: list[str]) -> int:
     done = convert_weights(
         options.source, options.out, options.to, model=options.model, cast=options.cast, checkpoint=checkpoint
     )
-    print(f"{options.out}: {done.model}, {done.tensors:,} tensors, {done.classes:,} classes, names of {options.to}")
+    show(f"{options.out}: {done.model}, {done.tensors:,} tensors, {done.classes:,} classes, names of {options.to}")
     return 0

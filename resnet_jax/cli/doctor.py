@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.markup import escape
-
 from resnet_jax.cli.parse import recipe_and
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
+from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
 
@@ -38,8 +37,8 @@ def doctor(words: list[str]) -> int:
     )
     table = plain_table("", "what", "finding")
     for finding in findings:
-        table.add_row("" if finding.good else "!", finding.what, escape(finding.value))
+        table.add_row("" if finding.good else "!", finding.what, finding.value)
     show(table)
     bad = sum(not finding.good for finding in findings)
-    print(f"{f'{bad} to mend' if bad else 'all is well'}; look at {options.samples} before you train")
+    show(f"{f'{bad} to mend' if bad else 'all is well'}; look at {options.samples} before you train")
     return 0

@@ -10,6 +10,7 @@ from tyro.conf import Positional
 from resnet_jax.cli.parse import Unnamed, parse
 from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.input_pipeline.loading import DataLoading
+from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
 
@@ -53,7 +54,7 @@ def evaluate(words: list[str]) -> int:
         loading=options,
     )
     if options.json:
-        print(json.dumps({"run": options.source, "split": options.split, "step": found.step, **found.values}))
+        show(json.dumps({"run": options.source, "split": options.split, "step": found.step, **found.values}))
         return 0
     what = f"on {weights.data}" if weights.data else f"at step {found.step}"
     count, errors = found.values["count"], found.values.get("errors")
@@ -63,5 +64,5 @@ def evaluate(words: list[str]) -> int:
         for name, value in found.values.items()
         if name != "count" and display_of(name).shown
     ]
-    print(f"{options.source} {what}, {options.split}, {count:,} examples: {', '.join(parts)}")
+    show(f"{options.source} {what}, {options.split}, {count:,} examples: {', '.join(parts)}")
     return 0

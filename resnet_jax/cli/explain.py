@@ -7,8 +7,9 @@ from typing import Annotated, cast
 from tyro.conf import Positional, arg
 
 from resnet_jax.cli.parse import Unnamed, parse
-from resnet_jax.cli.tables import prediction_table, show
+from resnet_jax.cli.tables import prediction_table
 from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
+from resnet_jax.runtime.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,5 +53,5 @@ def explain(words: list[str]) -> int:
     show(prediction_table([explanation.prediction for explanation in found]))
     cells = " x ".join(map(str, found[0].cells))
     first = {"probability": "the likeliest class", "output": "the largest output"}[found[0].prediction.measure]
-    print(f"where it sees {options.name or first}, in {cells} cells: {options.out}")
+    show(f"where it sees {options.name or first}, in {cells} cells: {options.out}")
     return 0

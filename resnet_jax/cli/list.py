@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from resnet_jax.cli.parse import parse
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +30,7 @@ def list_all(words: list[str]) -> int:
     """List networks and data sets or, with --weights, published weights: list [WORD]"""
     options = parse(ListOptions, words, prog="resnet-jax list", description=list_all.__doc__ or "")
     if options.markdown:
-        print("\n".join(_markdown(options.word)))
+        show("\n".join(_markdown(options.word)))
         return 0
     tables = [_weights(options.word)] if options.weights else [_networks(options.word), _datasets(options.word)]
     tables = [table for table in tables if table.row_count]

@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 130 and 143 stopped by SIGINT or SIGTERM.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from resnet_jax.cli.summary import summary
 from resnet_jax.cli.train import train
 from resnet_jax.errors import InputError, MachineError, first_line, unknown
 from resnet_jax.runtime.compilation_cache import enable_compilation_cache
+from resnet_jax.runtime.terminal import flush, log_to_stderr, show, silence
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     name: (function, (function.__doc__ or "").strip())
@@ -63,10 +63,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
-        print(usage())
+        show(usage())
         return 0 if words else 2
     if words[0] == "--version":
-        print(metadata.version("resnet-jax"))
+        show(metadata.version("resnet-jax"))
         return 0
     if words[0] not in COMMANDS:
         raise unknown("command", words[0], COMMANDS)
@@ -79,10 +79,13 @@ def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
     """Return the exit code of a command; expected errors are printed as one line."""
     fail = partial(_fail, name)
     try:
-        return command()
+        try:
+            return command()
+        finally:
+            flush()
     # `resnet-jax list | head`
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
         return fail("interrupted", 130)
@@ -99,5 +102,9 @@ def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
 
 def _fail(name: str, message: str, code: int) -> int:
     """Print an error as one line, and return the exit code."""
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    log_to_stderr(f"{name}: {' '.join(message.split())}")
+    try:
+        flush()
+    except OSError:
+        silence(sys.stdout)
     return code

@@ -8,8 +8,9 @@ from typing import cast
 from tyro.conf import Positional
 
 from resnet_jax.cli.parse import Unnamed, parse
-from resnet_jax.cli.tables import prediction_table, show
+from resnet_jax.cli.tables import prediction_table
 from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
+from resnet_jax.runtime.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def predict(words: list[str]) -> int:
             }
             for p in predictions
         ]
-        print(json.dumps(rows, indent=2))
+        show(json.dumps(rows, indent=2))
         return 0
     show(prediction_table(predictions))
     return 0

@@ -3,15 +3,13 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rich.markup import escape
-
 from resnet_jax.cli.parse import recipe_and
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError, MachineError
+from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def preflight(words: list[str]) -> int:
     for topology in options.topology:
         slice_of(topology)
     dataset, note = data_of(recipe, options.data_dir or default_data_dir(), options.image_size, options.classes)
-    log = (lambda line: None) if options.json else partial(print, flush=True)
+    log = (lambda line: None) if options.json else show
     if note:
         log(note)
     reports = []
@@ -73,7 +71,7 @@ def preflight(words: list[str]) -> int:
             )
         )
     if options.json:
-        print(json.dumps([as_json(report) for report in reports], indent=2))
+        show(json.dumps([as_json(report) for report in reports], indent=2))
     else:
         side = max(recipe.augment.progressive_sizes, default=None)
         extent = (side, side) if side else dataset.image_shape[:-1]
@@ -106,7 +104,7 @@ def table_of(reports: "list[Report]", title: str) -> "Table":
         table.add_column(report.topology, justify="right")
 
     def row(name: str, show_one: "Callable[[Report], str]", always: bool = False) -> None:
-        table.add_row(name, *(escape(show_one(r)) if always or not r.refusal else "" for r in reports))
+        table.add_row(name, *(show_one(r) if always or not r.refusal else "" for r in reports))
 
     row("images per step, per chip", lambda r: f"{r.batch:,}, {r.batch // r.chips:,}", always=True)
     row(

@@ -8,6 +8,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from resnet_jax.cli.parse import parse
+from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
 
@@ -52,6 +53,6 @@ def prepare(words: list[str]) -> int:
         examples, size = sum(shard.examples for shard in files), sum(shard.bytes for shard in files)
         skipped = sum(len(shard.skipped) for shard in files)
         left = f", {skipped:,} left out (see dataset.json)" if skipped else ""
-        print(f"{split}: {examples:,} images, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}{left}")
-    print(f"{options.dest}: every image read back, {seconds:.1f} s; train with --data.name array_record:{options.dest}")
+        show(f"{split}: {examples:,} images, {size / 1e6:,.1f} MB in {len(files)} file{'s' * (len(files) > 1)}{left}")
+    show(f"{options.dest}: every image read back, {seconds:.1f} s; train with --data.name array_record:{options.dest}")
     return 0

@@ -1,13 +1,12 @@
 """resnet-jax report."""
 
-import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from resnet_jax.cli.parse import parse
+from resnet_jax.runtime.terminal import log_to_stderr, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +39,10 @@ def report(words: list[str]) -> int:
         tensorboard=options.tensorboard,
         data_dir=options.data_dir,
         devices=options.devices,
-        say=partial(print, file=sys.stderr, flush=True),
+        log=log_to_stderr,
     )
     for note in made.notes:
-        print(note)
+        show(note)
     runs = sum(len(variant.runs) for variant in made.variants)
-    print(f"{made.page}: {runs} run{'s' * (runs != 1)} of {len(made.variants)} recipe{'s' * (len(made.variants) != 1)}")
+    show(f"{made.page}: {runs} run{'s' * (runs != 1)} of {len(made.variants)} recipe{'s' * (len(made.variants) != 1)}")
     return 0

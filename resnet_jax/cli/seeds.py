@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
     from resnet_jax.training.loop import TrainResult
@@ -54,7 +55,7 @@ def report_seeds(ended: Mapping[int, "Ended"], seeds: Sequence[int], recipe: Rec
     left = [seed for seed in seeds if seed not in results or not has_ended(results[seed])]
     if left:
         again = f"resume with the same command and --out {shlex.quote(str(out))}"
-        print(f"not at the end: {', '.join(f'seed {seed}' for seed in left)}; {again}")
+        show(f"not at the end: {', '.join(f'seed {seed}' for seed in left)}; {again}")
 
 
 def has_ended(result: "TrainResult") -> bool:
@@ -85,7 +86,7 @@ def show_seeds(results: Mapping[int, "TrainResult"], out: Path) -> None:
     means = (_format(key, [row.get(key) for row in ended]) for key in (*keys, "train_seconds"))
     table.add_row(f"n = {len(ended)}", "mean ± std", *means)
     show(table)
-    print(f"runs: {', '.join(str(run_of(out, seed)) for seed in results)}")
+    show(f"runs: {', '.join(str(run_of(out, seed)) for seed in results)}")
 
 
 def _name(key: str) -> str:

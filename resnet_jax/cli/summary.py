@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from tyro.conf import Positional
 
 from resnet_jax.cli.parse import parse
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ def summary(words: list[str]) -> int:
         table.add_row(row.path, row.kind, output, f"{row.parameters:,}", f"{row.multiply_adds:,}")
     show(table)
     parameters, multiply_adds = sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
-    print(
+    show(
         f"{options.model} at {' x '.join(map(str, shape))}: {parameters:,} parameters,"
         f" {multiply_adds / 1e9:.3f} G multiply-adds an image"
     )

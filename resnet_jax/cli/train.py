@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from rich.markup import escape
-
 from resnet_jax.cli.parse import Unnamed, named_network, parse, split_first
 from resnet_jax.cli.seeds import parse_seeds, report_seeds
-from resnet_jax.cli.tables import plain_table, show
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.parallel.hosts import HostOptions, join_hosts
 from resnet_jax.recipe import Recipe, load_recipe
 from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import RunOptions
 
 if TYPE_CHECKING:
@@ -127,11 +126,11 @@ def _report(result: "TrainResult", recipe: Recipe, options: RunOptions, out: Pat
     if result.reached:
         row = result.reached
         seconds = row["train_seconds"]
-        print(f"target {options.target_metric:g} reached at step {row['step']}, in {seconds:.1f} s of training")
+        show(f"target {options.target_metric:g} reached at step {row['step']}, in {seconds:.1f} s of training")
     if result.step < result.steps:
         why, again = "interrupted" if result.signal else "stopped", f"resnet-jax train {shlex.quote(str(out))}"
         again += f" --model.name {recipe.model.name}" if ":" in recipe.model.name else ""
-        print(f"{why} at step {result.step} of {result.steps}, checkpoint saved; resume with: {again}")
+        show(f"{why} at step {result.step} of {result.steps}, checkpoint saved; resume with: {again}")
 
 
 def show_result(result: "TrainResult", out: Path) -> None:
@@ -156,6 +155,6 @@ def show_result(result: "TrainResult", out: Path) -> None:
     if waited > _WAITED:
         advice = "more --num-threads, or `resnet-jax prepare` the data once"
         table.add_row("waiting for data", f"{waited:.0%} of the time; {advice}")
-    table.add_row("curves", escape(str(out / "curves.png")))
-    table.add_row("run", escape(str(out)))
+    table.add_row("curves", str(out / "curves.png"))
+    table.add_row("run", str(out))
     show(table)

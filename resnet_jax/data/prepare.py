@@ -37,6 +37,7 @@ from resnet_jax.data.formats.shards import (
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import MissingSplitError, RawExample, Source, default_threads, pixels
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.terminal import Terminal
 
 # Examples per shard, if the number of shards is not given
 _EXAMPLES = 8192
@@ -94,7 +95,7 @@ def prepare_data(
     plans = [plan for split, source in sources.items() for plan in _plans(split, source.size, packing.shards)]
     manifest = _start(out, _settings(name, packing, sources), sources["train"].classes, list(sources))
     shards = {shard.file: shard for of_split in manifest.splits.values() for shard in of_split}
-    bar = _progress(console or Console(), sum(source.size for source in sources.values()))
+    bar = _progress(console or Terminal(), sum(source.size for source in sources.values()))
     with bar as bump, _threads(num_threads or default_threads()) as pool:
         for plan in plans:
             if plan.file in shards and _is_whole(out, shards[plan.file]):

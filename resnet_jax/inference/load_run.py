@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from resnet_jax.checkpoint.checkpoint import Log, log_to_stderr, restore
+from resnet_jax.checkpoint.checkpoint import Log, restore
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import load_recipe
 from resnet_jax.run_dir.files import read_dataset_info, require_given, require_run
+from resnet_jax.runtime.terminal import log_to_stderr
 from resnet_jax.training.setup import Parts, TrainSetup, abstract_train_state, make_setup
 from resnet_jax.training.state import TrainState
 

@@ -4,7 +4,6 @@ Addresses come from the cluster's environment (Cloud TPU, SLURM, Open MPI, Kuber
 """
 
 import os
-import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from resnet_jax.errors import InputError, first_line
+from resnet_jax.runtime.terminal import log_to_stderr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def _patience(seconds: float, who: str) -> Iterator[None]:
 
     def give_up() -> None:
         line = f"resnet-jax: the other processes did not join within {seconds} s (this is {who});"
-        print(line, "start the same command on every host, or raise --init-timeout", file=sys.stderr, flush=True)
+        log_to_stderr(f"{line} start the same command on every host, or raise --init-timeout")
         os._exit(2)
 
     timer = threading.Timer(seconds, give_up)

@@ -37,7 +37,7 @@ def make_report(
     data_dir: Path | None = None,
     devices: int | None = None,
     loading: DataLoading = DataLoading(),
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Write one self-contained page about runs, and its pictures as PNG.
 
@@ -51,7 +51,7 @@ def make_report(
         data_dir: folder of the data sets; None is that of each run.
         devices: number of devices; None is all.
         loading: how data reaches the devices.
-        say: called with a line before each slow part.
+        log: called with a line before each slow part.
 
     Raises:
         InputError: A directory is not a run, no run has metrics, or `out` holds something else. Nothing was written.
@@ -73,7 +73,7 @@ def make_report(
     found: list[Predictions | None] = []
     for variant in variants:
         if answers:
-            say(f"evaluating {variant.label} on its {variant.split} split")
+            log(f"evaluating {variant.label} on its {variant.split} split")
         one, why = (
             collect_predictions(variant, data_dir=data_dir, devices=devices, loading=loading) if answers else (None, [])
         )

@@ -4,13 +4,13 @@ import errno
 import fcntl
 import os
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from resnet_jax.errors import InputError
 from resnet_jax.parallel.multihost import broadcast_from_host0, is_primary_host
+from resnet_jax.runtime.terminal import log_to_stderr
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -84,7 +84,7 @@ def _lock_now(descriptor: int, out: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        print(f"{out}: its file system has no locks; make sure that nothing else trains there", file=sys.stderr)
+        log_to_stderr(f"{out}: its file system has no locks; make sure that nothing else trains there")
 
 
 def _is(path: Path, descriptor: int) -> bool:

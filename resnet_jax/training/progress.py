@@ -1,8 +1,6 @@
 """What people see while a run trains: a live bar on a terminal, plain lines elsewhere."""
 
-import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.terminal import Terminal, log_to_stderr, printable, silence
 from resnet_jax.tasks.metrics import format_value
 from resnet_jax.training.setup import TrainSetup
 
@@ -31,13 +30,19 @@ Tick = Callable[[int, Callable[[], dict[str, Any]]], None]
 AddBar = Callable[[str, int, int, int], Tick]
 
 
-class PipeSafeConsole(Console):
-    """Console that stops the run in an orderly way if its pipe is closed, as by `| head`."""
+class RunConsole(Terminal):
+    """Console of a run, which stops with a checkpoint if it cannot be written: a closed pipe, a full disk."""
 
-    def on_broken_pipe(self) -> None:
-        """Stop with SIGTERM instead of a traceback."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        signal.raise_signal(signal.SIGTERM)
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print; if that fails, stop the run with SIGTERM."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            self.quiet = True
+            silence(self.file)
+            if not isinstance(error, BrokenPipeError):
+                log_to_stderr(f"standard output: {error.strerror}; stopping with a checkpoint")
+            signal.raise_signal(signal.SIGTERM)
 
 
 def console_log(console: Console) -> Log:
@@ -49,7 +54,7 @@ def console_log(console: Console) -> Log:
 def progress(console: Console) -> Iterator[AddBar]:
     """Yield a function that adds a progress bar below what is printed."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         MofNCompleteColumn(),
         BarColumn(bar_width=None),
         TextColumn("{task.fields[values]}"),
@@ -61,7 +66,7 @@ def progress(console: Console) -> Iterator[AddBar]:
     with Progress(*columns, console=console, disable=not live, transient=True, expand=True) as bar:
 
         def add(name: str, batch_size: int, step: int, steps: int) -> Tick:
-            task = bar.add_task(name, total=steps, completed=step, values="", speed="-")
+            task = bar.add_task(printable(name, console.encoding), total=steps, completed=step, values="", speed="-")
             shown = 0.0
 
             def tick(step: int, values: Callable[[], dict[str, Any]]) -> None:

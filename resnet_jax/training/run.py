@@ -38,7 +38,7 @@ from resnet_jax.training.loop import (
 from resnet_jax.training.options import RunOptions, default_data_dir, validate_options
 from resnet_jax.training.progress import (
     Log,
-    PipeSafeConsole,
+    RunConsole,
     Tick,
     console_log,
     corrupt_log,
@@ -105,7 +105,7 @@ def train(
     """
     validate_options(options)
     out, recipe, parts = Path(out), check(recipe), Parts(model, task, optimizer, schedule, transform)
-    console = console or PipeSafeConsole(quiet=not is_primary_host())
+    console = console or RunConsole(quiet=not is_primary_host())
     say = console_log(console)
     with run_lock(out), stop_signal() as signal_received:
         sources = open_sources(recipe, options.data_dir or default_data_dir(), data, task)

@@ -44,7 +44,7 @@ from resnet_jax.training.options import RunOptions, default_data_dir, validate_o
 from resnet_jax.training.progress import (
     AddBar,
     Log,
-    PipeSafeConsole,
+    RunConsole,
     Tick,
     console_log,
     corrupt_log,
@@ -170,7 +170,7 @@ def train_each_seed(
         setup_training(recipe, sources.dataset, layout, parts, options.metrics)
         for seed in seeds:
             require_same_run(run_of(out, seed), recipes[seed], sources.dataset, parts.given())
-        console = console or PipeSafeConsole(quiet=not is_primary_host())
+        console = console or RunConsole(quiet=not is_primary_host())
         say = console_log(console)
         shared = SeedRuns(
             recipes, out, sources, layout, options, parts, guarded_loggers(log, say), say, {}, {}, signal_received

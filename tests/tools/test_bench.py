@@ -87,7 +87,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(step, "_open", open_smaller)
     subject = bench_target("resnet20")._replace(recipe=tiny, made_up=False)
-    found = measure_step(subject, "train", bounds=MeasureFor(5, 2), data_dir=tmp_path, devices=1, say=said.append)
+    found = measure_step(subject, "train", bounds=MeasureFor(5, 2), data_dir=tmp_path, devices=1, log=said.append)
     assert opened == [16, 8, 4]
     assert (found.batch, found.asked) == (4, 16)
     assert said[0] == "resnet20: 16 images a step do not fit into the memory, trying 8"

@@ -114,7 +114,7 @@ def measure_step(
     devices: int | None = None,
     num_threads: int | None = None,
     profile: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> StepBenchmark:
     """Compile a step twice and measure it; the batch is halved until it fits in memory.
 
@@ -126,7 +126,7 @@ def measure_step(
         devices: number of devices; None is all.
         num_threads: number of threads that read images; None is one per core.
         profile: folder for a trace of some steps.
-        say: called with a line for each batch size that does not fit.
+        log: called with a line for each batch size that does not fit.
 
     Raises:
         InputError: Recipe, data and devices do not fit each other.
@@ -141,7 +141,7 @@ def measure_step(
             smaller = recipe.batch_size // 2
             if not _is_for_memory(error) or not smaller:
                 raise
-        say(f"{subject.name}: {recipe.batch_size} images a step do not fit into the memory, trying {smaller}")
+        log(f"{subject.name}: {recipe.batch_size} images per step do not fit into the memory, trying {smaller}")
         recipe = check(replace(recipe, batch_size=smaller))
 
 
