@@ -110,10 +110,14 @@ def _reader(name: str, preprocessing: Preprocessing) -> Callable[[str, Path], So
         raise InputError("the data of this run were arrays in memory; evaluate it with the arrays: data=...")
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    if asked := preprocessing.geometry():
-        field, value = next(iter(asked.items()))
-        raise InputError(f"data.{field} is {value}; {name} has images of one size, leave data.{field} out")
+    refuse_resizing(name, preprocessing)
     return DATASETS[name]
+
+
+def refuse_resizing(name: str, preprocessing: Preprocessing) -> None:
+    """Raise InputError if images that have one size would have to be resized or cropped."""
+    for field, value in preprocessing.geometry().items():
+        raise InputError(f"data.{field} is {value}; {name} has images of one size, leave data.{field} out")
 
 
 def takes_preprocessing(name: str) -> bool:

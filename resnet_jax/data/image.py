@@ -65,6 +65,8 @@ def decode(file: Path | bytes, channels: int = 3, name: str = "") -> np.ndarray:
     where = name or (str(file) if isinstance(file, Path) else "image")
     if isinstance(file, Path) and not file.is_file():
         raise InputError(f"{where}: no such image file")
+    if channels not in (1, 3):
+        raise InputError(f"{where}: image files are read with 1 or 3 channels; the network takes {channels}")
     try:
         content = file.read_bytes() if isinstance(file, Path) else file
         with open_image(content) as image:

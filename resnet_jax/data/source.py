@@ -140,23 +140,27 @@ def sources_from_arrays(
         raise InputError(f"train images are {_by(x.shape[1:])}, test images {_by(u.shape[1:])}; bring them to one size")
     if y.ndim != v.ndim:
         raise _unlike(*(("train", train[1], "test") if y.ndim == 2 else ("test", test[1], "train")))
-    count = 1 + max(y.max(), v.max()) if y.ndim == 1 else y.shape[1]
-    names = tuple(map(str, range(count) if classes is None else classes))
+    count = 1 + int(max(y.max(), v.max())) if y.ndim == 1 else y.shape[1]
     for split, labels in (("train", y), ("test", v)):
         require = require_labels if labels.ndim == 1 else require_outputs
-        require(labels, len(names), f"{split} labels")
+        require(labels, count if classes is None else len(classes), f"{split} labels")
+    if classes is None and y.ndim == 1:
+        _require_each_class(y, count)
+    names = tuple(map(str, range(count) if classes is None else classes))
     return from_arrays(x, y, names), from_arrays(u, v, names)
 
 
 def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, spatial..., c), and labels: integers (n,) or float32 (n, k)."""
-    x, y = np.asarray(images), np.asarray(labels)
+    x, y = _as_array(f"{split} images", images), _as_array(f"{split} labels", labels)
     if x.dtype != np.uint8:
         advice = "give uint8 pixels of 0 to 255 and leave scaling to data.mean and data.std"
         raise InputError(f"{split} images are {x.dtype}; {advice}")
     if x.ndim - spatial not in (1, 2) or 0 in x.shape:
         axes = f"(n, {', '.join(AXES[spatial])}"
         raise InputError(f"{split} images have shape {x.shape}; give {axes}) or {axes}, c), none of them 0")
+    if x.ndim == spatial + 2:
+        _require_channels_last(split, x.shape)
     if y.dtype.kind not in "iufb":
         raise InputError(f"{split} labels are {y.dtype}; give integers from 0, one an image, or numbers (n, k)")
     if y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape:
@@ -165,6 +169,35 @@ def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> t
     one = y.shape[1:] in ((), (1,))
     y = y.reshape(-1) if one and y.dtype.kind in "iu" else y.reshape(len(y), -1).astype(np.float32)
     return x if x.ndim == spatial + 2 else x[..., None], y
+
+
+def _as_array(what: str, values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{what} differ in length or size; give one array, with the same shape for each") from error
+
+
+def _require_channels_last(split: str, shape: tuple[int, ...]) -> None:
+    """Raise InputError if only an axis before the last one can be that of channels, of which there are up to 4."""
+    small = [axis for axis in range(1, len(shape)) if shape[axis] <= 4]
+    if len(small) == 1 and small[0] < len(shape) - 1:
+        axis = small[0]
+        raise InputError(
+            f"{split} images have shape {shape}, with {shape[axis]} channels on axis {axis}; move them to the end:"
+            f" np.moveaxis(images, {axis}, -1)"
+        )
+
+
+def _require_each_class(labels: np.ndarray, count: int) -> None:
+    """Raise InputError if a class of 0 to `count` - 1 has no image, as with ids, gaps and labels from 1."""
+    seen = np.unique(labels)
+    if len(seen) < count:
+        missing = int(np.flatnonzero(np.append(seen, -1) != np.arange(len(seen) + 1))[0])
+        raise InputError(
+            f"train labels are {len(seen):,} of 0 to {count - 1:,}, without {missing}; number the classes from 0 as"
+            " np.unique(labels, return_inverse=True) does, or name each of them: classes="
+        )
 
 
 def _unlike(split: str, outputs: ArrayLike, other: str) -> InputError:

@@ -83,6 +83,52 @@ def test_arrays_as_keras_hands_them_out():
     assert sources_from_arrays((x, y), (x, y), ["a", "b", "c", "d"])[0].classes == ("a", "b", "c", "d")
 
 
+@pytest.mark.parametrize(
+    ("shape", "spatial", "axis"),
+    [((6, 3, 8, 9), 2, 1), ((6, 1, 28, 28), 2, 1), ((6, 3, 90), 1, 1), ((6, 16, 3, 8, 8), 3, 2)],
+)
+def test_channels_before_the_last_axis_are_refused_with_the_way_to_move_them(shape, spatial, axis):
+    x, y = np.zeros(shape, np.uint8), np.arange(6)
+    message = rf"with {shape[axis]} channels on axis {axis}; move them to the end: np.moveaxis\(images, {axis}, -1\)"
+    with pytest.raises(InputError, match=message):
+        sources_from_arrays((x, y), (x, y), spatial=spatial)
+    moved = np.moveaxis(x, axis, -1)
+    assert sources_from_arrays((moved, y), (moved, y), spatial=spatial)[0].size == 6
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 9), (6, 3, 3, 200), (6, 9, 9, 12), (6, 2, 90)])
+def test_images_that_only_look_unusual_are_taken(shape):
+    x, y = np.zeros(shape, np.uint8), np.arange(6)
+    assert sources_from_arrays((x, y), (x, y))[0].size == 6
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([10**7, 10**7 + 1, 10**7], "train labels are 2 of 0 to 10,000,001, without 0; number the classes from 0"),
+        ([2**62, 5, 5], "train labels are 2 of 0 to 4,611,686,018,427,387,904, without 0"),
+        ([1, 2, 3], "train labels are 3 of 0 to 3, without 0"),
+        ([0, 2, 3], "train labels are 3 of 0 to 3, without 1; .*, or name each of them: classes="),
+        ([0, 1, 1], "train labels are 2 of 0 to 2, without 2"),
+        ([[0], [1, 2], [1]], "train labels differ in length or size; give one array"),
+    ],
+    ids=["ids", "large ids", "from 1", "gap", "only in test", "ragged"],
+)
+def test_labels_that_do_not_number_the_classes_are_refused(labels, message):
+    test = labels if max(map(np.max, labels)) > 2 else [0, 1, 2]
+    with pytest.raises(InputError, match=message):
+        sources_from_arrays((X, labels), (X, test))
+
+
+def test_a_class_without_images_can_be_named():
+    assert len(sources_from_arrays((X, [1, 2, 3]), (X, [1, 1, 3]), "abcde")[0].classes) == 5
+
+
+def test_images_of_several_sizes_in_a_list_are_refused():
+    with pytest.raises(InputError, match="train images differ in length or size"):
+        sources_from_arrays(([np.zeros((4, 4), np.uint8), np.zeros((5, 4), np.uint8)], [0, 1]), (X, Y))
+
+
 X, Y = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 2])
 
 

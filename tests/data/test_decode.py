@@ -150,6 +150,11 @@ def test_other_modes(tmp_path, mode, suffix):
     assert decode(path, 1).shape == (6, 4, 1)
 
 
+def test_a_number_of_channels_that_files_are_not_read_with(tmp_path):
+    with pytest.raises(InputError, match=r"image\.png: image files are read with 1 or 3 channels; the network takes 4"):
+        decode(saved(tmp_path, Image.fromarray(RGB)), 4)
+
+
 def test_what_is_no_image_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.png: no such image file"):
         decode(tmp_path / "gone.png")

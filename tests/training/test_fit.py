@@ -58,6 +58,10 @@ def test_arrays_that_do_not_fit(tiny, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             fit(tiny, bad, (images, labels), tmp_path / "run", **QUIET)
+    for field, value in {"image_size": 16, "crop_pct": 0.5, "interpolation": "bicubic"}.items():
+        recipe = replace(tiny, data=Data(name="tiny", **{field: value}))
+        with pytest.raises(InputError, match=f"data.{field} is {value}; a pair of arrays has images of one size"):
+            fit(recipe, (images, labels), (images, labels), tmp_path / "run", **QUIET)
     assert not (tmp_path / "run").exists()
 
 
