@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from resnet_jax.runtime.safe_files import open_regular, read_regular
 from resnet_jax.runtime.strict_json import parse_json
 
 _NAME = "manifest.json"
@@ -83,7 +84,7 @@ def update_manifest(folder: Path, spare: Path, **about: Any) -> None:
 def read_manifest(folder: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint without checking its files; raise DamageError if it is damaged."""
     try:
-        content = (folder / _NAME).read_bytes()
+        content = read_regular(folder / _NAME)
         values = parse_json(content, nonfinite=True)
         manifest = CheckpointManifest(*(values[name] for name in CheckpointManifest._fields))
         changed = _encode(manifest) != content
@@ -147,7 +148,7 @@ def _digests(folder: Path, files: list[str]) -> dict[str, list[Any]]:
     """Return [bytes, SHA-256] by file; on threads, since hashing releases the GIL."""
 
     def digest(name: str) -> list[Any]:
-        with (folder / name).open("rb") as file:
+        with open_regular(folder / name) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
             # The file was read to its end, so the position is its size
             return [file.tell(), found]

@@ -1,5 +1,6 @@
 """Training curves as pictures: the style of a panel, and the curves.png of a run."""
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.safe_files import write_atomic
 from resnet_jax.tasks.metrics import display_of
 
 if TYPE_CHECKING:
@@ -162,7 +164,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], title: str, path: Path) -> No
         axes.legend(frameon=False, labelcolor=INK)
     _shade_rate(panels[0], rows)
     figure.suptitle(as_written(title), fontsize=12, fontweight="bold", color=INK)
-    figure.savefig(path)
+    file = io.BytesIO()
+    figure.savefig(file)
+    write_atomic(path, file.getvalue())
 
 
 def _curves_of(rows: Sequence[Mapping[str, Any]], split: str, quantity: Quantity) -> list[Curve]:

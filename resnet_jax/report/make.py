@@ -1,7 +1,6 @@
 """Make a report on runs: read, measure and draw everything before anything is written."""
 
 import io
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from resnet_jax.report.page import GENERATOR, Contents, make_page
 from resnet_jax.report.predictions import Predictions, collect_predictions, mistakes
 from resnet_jax.report.runs import RecipeGroup, group_runs, notes_on, read_runs
 from resnet_jax.report.sheet import can_show, draw_sheet
+from resnet_jax.runtime.safe_files import write_atomic
 
 PAGE = "index.html"
 
@@ -144,8 +144,6 @@ def write_all(out: Path, files: dict[str, bytes]) -> None:
         for name, content in files.items():
             path = out / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(path.name + ".tmp")
-            partial.write_bytes(content)
-            os.replace(partial, path)
+            write_atomic(path, content)
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error

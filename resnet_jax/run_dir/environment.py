@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from resnet_jax.runtime.safe_files import read_regular
 from resnet_jax.runtime.strict_json import parse_json
 
 _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -17,7 +18,7 @@ _PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint",
 def read_environments(run: Path) -> list[dict[str, Any]]:
     """Return the environment of each start of a run, oldest first; empty if the file is damaged."""
     try:
-        starts = parse_json((run / "environment.json").read_bytes(), nonfinite=True)
+        starts = parse_json(read_regular(run / "environment.json"), nonfinite=True)
     except (OSError, ValueError):
         return []
     return starts if isinstance(starts, list) else []

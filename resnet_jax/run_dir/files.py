@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import jax
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
 from resnet_jax.run_dir.environment import environment, read_environments
+from resnet_jax.runtime.safe_files import append, read_regular, write_atomic
 from resnet_jax.runtime.strict_json import parse_json
 
 # An interrupted start may leave these in a directory without recipe.json
@@ -32,13 +32,6 @@ class DatasetInfo:
     data_dir: str
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Write a file atomically: a reader sees all of it or the old one."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
 def is_run(where: Path | str) -> bool:
     """Return whether a path is a run directory."""
     return (Path(where) / "recipe.json").is_file()
@@ -54,14 +47,14 @@ def read_recipe(run: Path) -> Recipe:
     """Return the recipe of a run without importing its network; raise InputError if there is none."""
     require_run(run)
     path = run / "recipe.json"
-    return from_json(path.read_text(errors="replace"), str(path))
+    return from_json(read_regular(path).decode(errors="replace"), str(path))
 
 
 def read_dataset_info(run: Path) -> DatasetInfo:
     """Return the data set facts of a run; raise InputError if dataset.json is missing or damaged."""
     path = run / "dataset.json"
     try:
-        values = parse_json(path.read_bytes())
+        values = parse_json(read_regular(path))
         shape = tuple(int(length) for length in values["image_shape"])
         if min(*shape, values["train_size"]) < 1 or len(shape) not in (2, 3, 4) or not values["classes"]:
             raise ValueError("sizes must be positive")
@@ -208,5 +201,4 @@ def truncate_metrics(run: Path, step: int) -> list[dict[str, Any]]:
 def append_metrics(run: Path, line: dict[str, Any]) -> None:
     """Append a row to metrics.jsonl, on the first host."""
     if jax.process_index() == 0:
-        with (run / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(run / "metrics.jsonl", json.dumps(line) + "\n")

@@ -59,7 +59,7 @@ def _lock(out: Path) -> int:
     try:
         while True:
             out.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             try:
                 _lock_now(descriptor, out)
                 if _is(path, descriptor):

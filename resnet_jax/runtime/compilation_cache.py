@@ -152,7 +152,7 @@ def bound(home: Path, limit: int) -> None:
 
 def _lock(own: Path) -> int:
     """Lock a folder until the process ends, and return the descriptor; raise OSError if it is locked."""
-    descriptor = os.open(own / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(own / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -16,6 +16,7 @@ from resnet_jax.input_pipeline.device_input import DeviceSplit, training_batches
 from resnet_jax.input_pipeline.sampler import batch_indices
 from resnet_jax.parallel.multihost import host_signals, is_primary_host
 from resnet_jax.run_dir.files import append_metrics
+from resnet_jax.runtime.safe_files import append
 from resnet_jax.training.aot import CompiledStep
 from resnet_jax.training.evaluate import Totals, add_sums, evaluate_split
 from resnet_jax.training.options import RunOptions
@@ -180,8 +181,7 @@ def check_finite(run: RunState, step: int, status: StepStatus) -> None:
     recipe, size = run.setup.recipe, run.setup.dataset.train_size
     indices = batch_indices(recipe.seed, step - 1, recipe.batch_size, size, recipe.augment.aug_repeats).tolist()
     if is_primary_host():
-        with (run.out / "nonfinite.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "indices": indices}) + "\n")
+        append(run.out / "nonfinite.jsonl", json.dumps({"step": step, "indices": indices}) + "\n")
     what = f"loss or gradient of step {step} is not finite; its examples are in {run.out / 'nonfinite.jsonl'}"
     if recipe.on_nonfinite == "stop":
         raise InputError(

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from resnet_jax.errors import InputError, first_line
+from resnet_jax.runtime.safe_files import create_file
 from resnet_jax.runtime.strict_json import parse_json
 from resnet_jax.weights.pickled import Tensor
 from resnet_jax.weights.torch_file import LEGACY, ZIP, TorchFile, read_legacy, read_zip, view
@@ -181,7 +182,7 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
             raise InputError(f"{path}: tensor {name!r} of dtype {array.dtype} cannot be written; rename or cast it")
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        partial.touch()
+        create_file(partial)
         mode = partial.stat().st_mode
         save_file(arrays, partial, None if metadata is None else dict(metadata))
         # The library makes files that only their owner may read

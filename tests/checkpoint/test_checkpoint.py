@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from resnet_jax.checkpoint import checkpoint
+from resnet_jax.checkpoint import checkpoint, manifest
 from resnet_jax.checkpoint.checkpoint import open_checkpoints, save
 from resnet_jax.checkpoint.store import committed
 from resnet_jax.errors import InputError, MachineError
@@ -460,3 +460,16 @@ def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path, kills):
     assert kills < 10 or left_behind > kills // 3  # otherwise they missed the saves
     write(tmp_path)
     assert set(names(tmp_path)) == {str(step) for step in committed(tmp_path)}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "pipe"])
+def test_a_pipe_or_device_in_a_checkpoint_is_damage_and_not_waited_for(tmp_path, name):
+    folder = tmp_path / "3"
+    folder.mkdir()
+    (folder / "pipe").touch()
+    manifest.write_manifest(folder, 3, metric=None, progress={}, leaves={})
+    assert manifest.verify(folder).step == 3
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(manifest.DamageError, match=f"{name}: not a file"):
+        manifest.verify(folder)

@@ -113,3 +113,13 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == (
         f"{tmp_path / 'run'}: its file system has no locks; make sure that nothing else trains there\n"
     )
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_untouched(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=r"run: cannot write there \(Too many levels of symbolic links\)"):  # noqa: SIM117
+        with run_lock(tmp_path / "run"):
+            pass
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from resnet_jax.data.source import RawExample
 from resnet_jax.errors import InputError, MachineError, first_line
+from resnet_jax.runtime.safe_files import create_file, write_atomic
 from resnet_jax.runtime.strict_json import parse_json
 
 VERSION = 1
@@ -119,6 +120,7 @@ def close_readers() -> None:
 def write_records(path: Path, records: Iterable[bytes]) -> None:
     """Write a file of records and flush it to disk; raise MachineError if that fails."""
     with written_to(path):
+        create_file(path)
         # JPEG and noise do not compress
         writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     try:
@@ -174,11 +176,8 @@ def write_index(path: Path, manifest: ShardIndex) -> None:
     }
     values = {"format": FORMAT, "version": VERSION, "settings": manifest.settings}
     text = json.dumps({**values, "classes": manifest.classes, "splits": splits}, indent=1)
-    partial = path.with_name(path.name + ".tmp")
     with written_to(path):
-        partial.write_text(text + "\n")
-        _to_disk(partial)
-        os.replace(partial, path)
+        write_atomic(path, text + "\n", durable=True)
 
 
 def read_index(path: Path) -> ShardIndex:
