@@ -137,7 +137,13 @@ def save(checkpoints: Checkpoints, state: Any, progress: dict[str, Any], *, metr
 
 
 def restore(
-    folder: Path, abstract_state: Any, *, quarantine: bool = False, best: bool = False, log: Log = log_to_stderr
+    folder: Path,
+    abstract_state: Any,
+    *,
+    quarantine: bool = False,
+    best: bool = False,
+    foreign: Callable[[dict[str, Any]], str] = lambda progress: "",
+    log: Log = log_to_stderr,
 ) -> tuple[Any, dict[str, Any]] | None:
     """Return state and progress of the newest intact checkpoint, or None if there is no checkpoint.
 
@@ -146,12 +152,13 @@ def restore(
         abstract_state: shapes, dtypes and shardings of the state; its devices may differ from those that saved it.
         quarantine: move damaged checkpoints away, as only the process that trains there may do.
         best: the one with the largest metric instead of the newest; InputError if none has a metric.
+        foreign: returns why a checkpoint with this progress is that of another run, or ""; it counts as damaged.
         log: called with a line for each damaged checkpoint that is skipped.
 
     Raises:
         InputError: No checkpoint is intact, or it does not fit.
     """
-    found, damaged = latest_intact(folder, best) if is_primary_host() else (None, {})
+    found, damaged = latest_intact(folder, best, foreign) if is_primary_host() else (None, {})
     step = broadcast_from_host0((_NO_GOOD if damaged else _NONE) if found is None else found)
     if step == _NONE:
         return None

@@ -11,6 +11,7 @@ used only if its files still match the manifest.
 import itertools
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,19 @@ def prune(folder: Path, keep: int, best: bool) -> None:
         shutil.rmtree(away)
 
 
-def latest_intact(folder: Path, best: bool) -> tuple[int | None, dict[int, DamageError]]:
-    """Return the newest (or best) intact step, or None, and the damaged steps that were passed over."""
+def latest_intact(
+    folder: Path, best: bool, foreign: Callable[[dict[str, Any]], str] = lambda progress: ""
+) -> tuple[int | None, dict[int, DamageError]]:
+    """Return the newest (or best) intact step, or None, and the damaged or foreign steps that were passed over.
+
+    `foreign` returns why a checkpoint with this progress is that of another run, or "".
+    """
     bad: dict[int, DamageError] = {}
     steps = _in_order(folder, best)
     for step in steps:
         try:
-            verify(folder / str(step))
+            if reason := foreign(verify(folder / str(step)).progress):
+                raise DamageError(reason)
         except DamageError as damage:
             # Otherwise the run that writes there has removed it meanwhile
             if (folder / str(step)).exists():
@@ -101,7 +108,7 @@ def latest_intact(folder: Path, best: bool) -> tuple[int | None, dict[int, Damag
             return step, bad
     # The run has written another one meanwhile
     if set(_numbered(folder)) - set(steps):
-        return latest_intact(folder, best)
+        return latest_intact(folder, best, foreign)
     return None, bad
 
 

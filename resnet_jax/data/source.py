@@ -1,5 +1,6 @@
 """A source gives random access to raw examples."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,8 @@ class Source(NamedTuple):
     """(size,) or (size, k) of all examples, if they are known without reading the images."""
     raw: Callable[[int], RawExample] | None = None
     """Function that returns the input of `read` before decoding, to pack files without loss."""
+    digest: Callable[[], str] | None = None
+    """Function that returns a digest of all examples; replace it with `read`. None: a sample stands for them."""
 
 
 def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
@@ -74,7 +77,38 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) 
         require_outputs(labels, len(classes), "the labels")
     else:
         require_labels(labels, len(classes), "the labels")
-    return Source(len(images), tuple(classes), partial(_row, images, labels), labels)
+    digest = partial(arrays_digest, images, labels)
+    return Source(len(images), tuple(classes), partial(_row, images, labels), labels, digest=digest)
+
+
+def arrays_digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """Return the SHA-256 of pixels and labels; integers of any width have one digest."""
+    sha256 = hashlib.sha256(repr((images.shape, labels.shape)).encode())
+    for array in (images, labels.astype(np.int64 if labels.dtype.kind in "iub" else np.float32)):
+        # In parts, since each is copied
+        for start in range(0, len(array), 256):
+            sha256.update(array[start : start + 256].tobytes())
+    return sha256.hexdigest()
+
+
+def source_digest(source: Source) -> str:
+    """Return a digest of the examples of a source: of all that it says of them, or otherwise of a sample."""
+    return source.digest() if source.digest else sample_digest(source)
+
+
+def sample_digest(source: Source) -> str:
+    """Return the SHA-256 of the known labels and of 64 examples from first to last."""
+    sha256 = hashlib.sha256(repr(source.size).encode())
+    if source.labels is not None:
+        sha256.update(source.labels.tobytes())
+    for index in probe_indices(source.size):
+        try:
+            image, target = source.read(int(index))
+            sha256.update(arrays_digest(image[None], as_target(target)[None]).encode())
+        except InputError:
+            # Training replaces an image that cannot be read
+            sha256.update(b"unreadable")
+    return sha256.hexdigest()
 
 
 def require_labels(labels: np.ndarray | int, classes: int, where: str) -> None:
@@ -101,9 +135,10 @@ def from_raw(
     raw: Callable[[int], RawExample],
     preprocessing: Preprocessing,
     labels: np.ndarray | None = None,
+    digest: Callable[[], str] | None = None,
 ) -> Source:
     """Return a source that decodes `raw(index)` and resizes it as `preprocessing` says."""
-    return Source(size, tuple(classes), partial(_decoded, raw, preprocessing), labels, raw)
+    return Source(size, tuple(classes), partial(_decoded, raw, preprocessing), labels, raw, digest)
 
 
 def _decoded(raw: Callable[[int], RawExample], preprocessing: Preprocessing, index: int) -> Example:
@@ -247,7 +282,12 @@ def _indirect(read: Callable[[int], Example], indices: np.ndarray, index: int) -
 def subset(source: Source, indices: np.ndarray) -> Source:
     """Return the examples at these indices, in this order."""
     labels = None if source.labels is None else source.labels[indices]
-    return Source(len(indices), source.classes, partial(_indirect, source.read, indices), labels)
+    digest = source.digest and partial(_subset_digest, source.digest, indices)
+    return Source(len(indices), source.classes, partial(_indirect, source.read, indices), labels, digest=digest)
+
+
+def _subset_digest(digest: Callable[[], str], indices: np.ndarray) -> str:
+    return hashlib.sha256(digest().encode() + indices.astype(np.int64).tobytes()).hexdigest()
 
 
 def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.recipe.fields import NetworkFields, Recipe
+from resnet_jax.runtime.checksum import add_checksum, remove_checksum
 from resnet_jax.runtime.strict_json import parse_json
 
 
@@ -71,11 +72,11 @@ def _execute(path: Path) -> types.ModuleType:
 
 
 def to_json(recipe: Recipe) -> str:
-    """Return a recipe as JSON text, with `model.fields` as an object."""
+    """Return a recipe as JSON text with a checksum, and with `model.fields` as an object."""
     values = dataclasses.asdict(recipe)
     if isinstance(values["model"], dict) and isinstance(values["model"]["fields"], tuple):
         values["model"]["fields"] = dict(values["model"]["fields"])
-    return json.dumps(values, indent=2) + "\n"
+    return json.dumps(add_checksum(values), indent=2) + "\n"
 
 
 def from_json(text: str, where: str = "recipe.json", *, nonfinite: bool = False) -> Recipe:
@@ -84,7 +85,7 @@ def from_json(text: str, where: str = "recipe.json", *, nonfinite: bool = False)
     `nonfinite` leaves NaN and Infinity to `check`, which names the field.
     """
     try:
-        values = parse_json(text, nonfinite=nonfinite)
+        values = remove_checksum(parse_json(text, nonfinite=nonfinite))
     except ValueError as error:
         raise InputError(f"{where}: {error}") from error
     return _build(Recipe, values, where, "")

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import jax
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
 from resnet_jax.run_dir.environment import environment, read_environments
+from resnet_jax.runtime.checksum import add_checksum, remove_checksum
 from resnet_jax.runtime.safe_files import append, read_regular, write_atomic
 from resnet_jax.runtime.strict_json import parse_json
 
@@ -30,6 +31,8 @@ class DatasetInfo:
     """(h, w, c); sequences (l, c), video (t, h, w, c)."""
     train_size: int
     data_dir: str
+    digest: str = ""
+    """SHA-256 of the examples of both splits; empty if unknown."""
 
 
 def is_run(where: Path | str) -> bool:
@@ -54,13 +57,15 @@ def read_dataset_info(run: Path) -> DatasetInfo:
     """Return the data set facts of a run; raise InputError if dataset.json is missing or damaged."""
     path = run / "dataset.json"
     try:
-        values = parse_json(read_regular(path))
+        values = remove_checksum(parse_json(read_regular(path)))
         shape = tuple(int(length) for length in values["image_shape"])
         if min(*shape, values["train_size"]) < 1 or len(shape) not in (2, 3, 4) or not values["classes"]:
             raise ValueError("sizes must be positive")
-        return DatasetInfo(tuple(values["classes"]), shape, values["train_size"], values["data_dir"])
+        classes, digest = tuple(values["classes"]), values.get("digest", "")
+        return DatasetInfo(classes, shape, values["train_size"], values["data_dir"], digest)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: missing or damaged; train again to write it") from error
+        again = f"move it away and give `resnet-jax train {run}`, which writes it again"
+        raise InputError(f"{path}: missing or damaged; restore it, or {again}") from error
 
 
 def require_same_run(
@@ -116,6 +121,24 @@ def _require_same_data(out: Path, old: DatasetInfo, new: DatasetInfo) -> None:
             raise InputError(
                 f"{out}: its data had {name} {before}, now {now}; restore the data or choose another --out"
             )
+    if old.digest and new.digest and old.digest != new.digest:
+        raise InputError(f"{out}: its images or labels have changed; restore the data or choose another --out")
+
+
+def identity(recipe: Recipe, dataset: DatasetInfo) -> dict[str, Any]:
+    """Return what a checkpoint keeps of its run, for `foreign_reason`."""
+    return {"recipe": parse_json(to_json(recipe)), "data": dataset.digest}
+
+
+def foreign_reason(saved: Mapping[str, Any], recipe: Recipe, dataset: DatasetInfo) -> str:
+    """Return why the `identity` of a checkpoint is that of another run, or nothing if it is not."""
+    try:
+        changed = differences(from_json(json.dumps(saved["recipe"])), recipe)
+    except (KeyError, InputError):
+        return "of an unknown recipe"
+    if changed:
+        return f"of another recipe: {'; '.join(changed)}"
+    return "of other data" if dataset.digest and saved["data"] not in ("", dataset.digest) else ""
 
 
 def init_run_dir(
@@ -149,7 +172,7 @@ def init_run_dir(
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "recipe.json", to_json(recipe))
-        write_atomic(out / "dataset.json", json.dumps(dataclasses.asdict(dataset), indent=2) + "\n")
+        write_atomic(out / "dataset.json", json.dumps(add_checksum(dataclasses.asdict(dataset)), indent=2) + "\n")
         if given:
             write_atomic(out / "given.json", json.dumps(list(given)) + "\n")
         write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")
@@ -171,11 +194,11 @@ def next_run_dir(stem: Path, recipe: Recipe) -> Path:
 def is_finished(run: Path) -> bool:
     """Return whether the last row of metrics belongs to the last step."""
     lines = read_metrics(run)
-    return bool(lines) and lines[-1]["step"] >= total_steps(read_recipe(run), read_dataset_info(run).train_size)
+    return bool(lines) and lines[-1]["step"] == total_steps(read_recipe(run), read_dataset_info(run).train_size)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl, oldest first, up to a line that a crash has cut short."""
+    """Return the rows of metrics.jsonl, oldest first, without lines that are cut short or damaged."""
     path, lines = run / "metrics.jsonl", []
     if not path.is_file():
         return []
@@ -183,19 +206,30 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         try:
             line = parse_json(text, nonfinite=True)
         except ValueError:
-            break
-        if not isinstance(line, dict) or "step" not in line:
-            break
-        lines.append(line)
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
     return lines
 
 
-def truncate_metrics(run: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the rows after a step, which a resumed run writes again, and return the others."""
-    lines = [line for line in read_metrics(run) if line["step"] <= step]
-    if jax.process_index() == 0:
-        write_atomic(run / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
-    return lines
+def restore_metrics(run: Path, rows: Sequence[Mapping[str, Any]], log: Callable[[str], None]) -> None:
+    """Make metrics.jsonl the rows of a checkpoint, on the first host; a resumed run writes the rows after them again.
+
+    If the file does not begin with these rows, it is kept under another name, and `log` is told.
+    """
+    if jax.process_index() != 0:
+        return
+    path, lines = run / "metrics.jsonl", [json.dumps(row) for row in rows]
+    found = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    if found[: len(lines)] != lines:
+        number = next(n for n, line in enumerate(lines) if found[n : n + 1] != [line]) + 1
+        what = f"{path}: line {number} is not what was written; the rows are restored from the checkpoint"
+        if found:
+            old = next(p for n in itertools.count(1) if not (p := run / f"metrics-damaged-{n}.jsonl").exists())
+            path.rename(old)
+            what += f", and the damaged file is {old}"
+        log(what)
+    write_atomic(path, "".join(f"{line}\n" for line in lines))
 
 
 def append_metrics(run: Path, line: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from resnet_jax.errors import InputError, MachineError
 from resnet_jax.input_pipeline.device_input import DeviceSplit, training_batches
 from resnet_jax.input_pipeline.sampler import batch_indices
 from resnet_jax.parallel.multihost import host_signals, is_primary_host
-from resnet_jax.run_dir.files import append_metrics
+from resnet_jax.run_dir.files import append_metrics, identity
 from resnet_jax.runtime.safe_files import append
 from resnet_jax.training.aot import CompiledStep
 from resnet_jax.training.evaluate import Totals, add_sums, evaluate_split
@@ -247,6 +247,8 @@ def save_or_continue(
     has_row = bool(run.rows) and run.rows[-1]["step"] == step and not unevaluated
     metric = score(run.rows[-1], split, task) if has_row else None
     progress = {"totals": totals, "timer": timer.saved() if totals else {}, "unevaluated": unevaluated}
+    # A copy, since the manifest is written in the background
+    progress |= {"rows": list(run.rows), **identity(run.setup.recipe, run.setup.dataset)}
     try:
         save(checkpoints, state, progress, metric=metric)
     except MachineError as error:

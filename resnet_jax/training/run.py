@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -20,7 +21,7 @@ from resnet_jax.input_pipeline.preprocess import Transform, original_crop
 from resnet_jax.parallel.multihost import is_primary_host, sync_hosts
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, check
-from resnet_jax.run_dir.files import init_run_dir, require_same_run, truncate_metrics
+from resnet_jax.run_dir.files import foreign_reason, init_run_dir, require_same_run, restore_metrics
 from resnet_jax.run_dir.lock import run_lock
 from resnet_jax.runtime.signals import reraise_signal, stop_signal, watchdog
 from resnet_jax.tasks.task import Task
@@ -56,6 +57,7 @@ from resnet_jax.training.setup import (
     open_sources,
     setup_training,
     step_key,
+    with_digest,
 )
 
 
@@ -108,13 +110,14 @@ def train(
     console = console or RunConsole(quiet=not is_primary_host())
     say = console_log(console)
     with run_lock(out), stop_signal() as signal_received:
-        sources = open_sources(recipe, options.data_dir or default_data_dir(), data, task)
+        sources = with_digest(open_sources(recipe, options.data_dir or default_data_dir(), data, task))
         reraise_signal(signal_received())
         layout = BatchLayout(data_mesh(options.devices), options.grad_accum_steps, options.param_sharding)
         setup, accum_steps = setup_training(recipe, sources.dataset, layout, parts, options.metrics)
         run = restore_or_init(setup, out, say)
         reraise_signal(signal_received())
         if done := finished_result(run, options):
+            say(f"{out}: already {'finished' if done.step == done.steps else f'at step {done.step}'}, nothing trained")
             return done
         log_start(run)
         corrupt: dict[int, str] = {}
@@ -147,21 +150,21 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     """Restore the newest checkpoint or initialise the state; raise InputError before anything is written."""
     require_same_run(out, setup.recipe, setup.dataset, setup.given)
     sync_hosts("looked at the directory")
-    restored = restore(out / "checkpoints", abstract_train_state(setup), quarantine=True, log=log)
+    foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
+    restored = restore(out / "checkpoints", abstract_train_state(setup), quarantine=True, foreign=foreign, log=log)
     pretrained = None if restored else load_pretrained(setup)
     if is_primary_host():
         init_run_dir(out, setup.recipe, setup.dataset, setup.given, pretrained and pretrained.file)
     notes = pretrained.notes if pretrained else ()
     if restored is None:
         state = init_train_state(setup, pretrained and pretrained.variables)
-        run = RunState(setup, out, state, 0, {}, {}, truncate_metrics(out, 0), notes, log)
+        run = RunState(setup, out, state, 0, {}, {}, [], notes, log)
     else:
         state, saved = restored
         step, totals = int(state.step), known_totals(setup, saved.get("totals", {}))
-        unevaluated = bool(saved.get("unevaluated"))
-        # A row of this very step was written by a start that was killed before its checkpoint knew of it
-        rows = truncate_metrics(out, step - unevaluated)
-        run = RunState(setup, out, state, step, totals, saved.get("timer", {}), rows, notes, log, unevaluated)
+        timer, unevaluated = saved.get("timer", {}), bool(saved.get("unevaluated"))
+        run = RunState(setup, out, state, step, totals, timer, saved["rows"], notes, log, unevaluated)
+    restore_metrics(out, run.rows, log)
     sync_hosts("opened the run")
     return run
 

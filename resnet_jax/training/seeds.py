@@ -61,6 +61,7 @@ from resnet_jax.training.setup import (
     open_sources,
     setup_training,
     step_key,
+    with_digest,
 )
 from resnet_jax.training.stacked import Ended, make_stacked_step, seeds_that_fit, stack_trees, train_stacked
 
@@ -159,7 +160,7 @@ def train_each_seed(
         signal_received = locks.enter_context(stop_signal())
         for seed in seeds:
             locks.enter_context(run_lock(run_of(out, seed)))
-        sources = open_sources(recipe, options.data_dir or default_data_dir(), data, parts.task)
+        sources = with_digest(open_sources(recipe, options.data_dir or default_data_dir(), data, parts.task))
         mesh = data_mesh(options.devices)
         reraise_signal(signal_received())
         todo = [seed for seed in seeds if not (is_run(run_of(out, seed)) and is_finished(run_of(out, seed)))]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.data.datasets import found_in, holdout_split, open_split
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import Source
+from resnet_jax.data.source import Source, source_digest
 from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.input_pipeline.device_input import gather_batch
 from resnet_jax.input_pipeline.preprocess import Transform, make_preprocess
@@ -40,6 +41,7 @@ from resnet_jax.parallel.sharding import (
 )
 from resnet_jax.recipe import Augment, Data, Recipe, fields_of, in_steps, total_steps
 from resnet_jax.run_dir.files import DatasetInfo
+from resnet_jax.runtime.checksum import sha256_of
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.tasks.make import make_task
 from resnet_jax.tasks.metrics import Metric, select
@@ -144,6 +146,12 @@ def open_sources(
     # An absolute path, so that the run can be evaluated from any directory
     home = found_in(d.name, data_dir).absolute()
     return Sources(train, held, DatasetInfo(train.classes, shape, train.size, str(home)))
+
+
+def with_digest(sources: Sources) -> Sources:
+    """Return the sources with the digest of their examples, which tells a run's data from others like it."""
+    digest = sha256_of([source_digest(source) for source in (sources.train, sources.evaluation)])
+    return sources._replace(dataset=replace(sources.dataset, digest=digest))
 
 
 def make_setup(

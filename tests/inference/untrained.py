@@ -2,7 +2,7 @@
 
 from resnet_jax.checkpoint.checkpoint import open_checkpoints, save
 from resnet_jax.recipe import check
-from resnet_jax.run_dir.files import DatasetInfo, init_run_dir
+from resnet_jax.run_dir.files import DatasetInfo, identity, init_run_dir
 from resnet_jax.training.setup import init_train_state, make_setup
 
 
@@ -12,5 +12,5 @@ def write_run(run, recipe, image_shape, classes, *, change=lambda state: state):
     state = change(init_train_state(make_setup(recipe, dataset, 1)))
     init_run_dir(run, recipe, dataset)
     with open_checkpoints(run / "checkpoints") as checkpoints:
-        save(checkpoints, state, {})
+        save(checkpoints, state, identity(recipe, dataset))
     return run

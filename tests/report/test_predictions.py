@@ -15,9 +15,10 @@ from resnet_jax.data.source import Example, Source
 from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.inference.source import CheckpointChoice
 from resnet_jax.input_pipeline.loading import DataLoading
+from resnet_jax.recipe import check
 from resnet_jax.report.predictions import Predictions, collect_predictions, confusion, mistakes, most_confused
 from resnet_jax.report.runs import group_runs, read_runs
-from resnet_jax.run_dir.files import read_dataset_info
+from resnet_jax.run_dir.files import identity, read_dataset_info
 from resnet_jax.training.setup import init_train_state, make_setup
 
 
@@ -41,14 +42,15 @@ def drawn(tree, seed):
 def run(tiny, trained, tmp_path):
     """A run of the tiny recipe that nobody trained, with an EMA and checkpoints at steps 4 and 6; a copy of one."""
     if not trained.exists():
-        recipe = dataclasses.replace(tiny, steps=6, ema_decay=0.5)
+        recipe = check(dataclasses.replace(tiny, steps=6, ema_decay=0.5))
         ema = {"ema/test/loss": 1.0, "ema/test/accuracy": 0.5}
         write_run(trained, recipe, (0.1, 0.2, 0.3), classes="abc", shape=(8, 8, 1), last=6, **ema)
-        state = init_train_state(make_setup(recipe, read_dataset_info(trained), 1))
+        dataset = read_dataset_info(trained)
+        state = init_train_state(make_setup(recipe, dataset, 1))
         with open_checkpoints(trained / "checkpoints") as checkpoints:
             for step in (4, 6):
                 averages = {"params": drawn(state.params, step), "batch_stats": drawn(state.batch_stats, step + 1)}
-                save(checkpoints, state.replace(step=jnp.int32(step), ema=averages), {})
+                save(checkpoints, state.replace(step=jnp.int32(step), ema=averages), identity(recipe, dataset))
     return shutil.copytree(trained, tmp_path / "run")
 
 

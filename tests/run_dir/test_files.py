@@ -1,5 +1,6 @@
 """Run directories: what is refused, what is kept."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,12 +11,15 @@ from resnet_jax.run_dir.environment import git_state, read_environments
 from resnet_jax.run_dir.files import (
     DatasetInfo,
     append_metrics,
+    foreign_reason,
+    identity,
     init_run_dir,
     next_run_dir,
     read_dataset_info,
     read_metrics,
     read_recipe,
-    truncate_metrics,
+    require_same_run,
+    restore_metrics,
 )
 
 DATASET = DatasetInfo(("a", "b"), (8, 8, 1), 1437, "data")
@@ -76,18 +80,76 @@ def test_what_is_no_run_is_named(tmp_path):
         read_dataset_info(tmp_path)
 
 
-def test_metrics_after_the_checkpoint_are_dropped(tmp_path):
+def test_a_change_by_hand_of_recipe_or_data_set_is_refused_until_the_checksum_is_deleted(tmp_path):
+    init_run_dir(tmp_path, Recipe(), DATASET)
+    for name, old, new, read in (
+        ("recipe.json", '"seed": 0', '"seed": 3', read_recipe),
+        ("dataset.json", '"a"', '"c"', read_dataset_info),
+    ):
+        path = tmp_path / name
+        content = path.read_text()
+        path.write_text(content.replace(old, new))
+        assert path.read_text() != content
+        with pytest.raises(InputError, match=f"{name}: .*restore it"):
+            read(tmp_path)
+        path.write_text(content)
+    values = json.loads((tmp_path / "recipe.json").read_text()) | {"seed": 3}
+    del values["sha256"]
+    (tmp_path / "recipe.json").write_text(json.dumps(values))
+    assert read_recipe(tmp_path).seed == 3
+
+
+def test_other_data_of_the_same_shape_are_refused(tmp_path):
+    known = replace(DATASET, digest="1" * 64)
+    init_run_dir(tmp_path, Recipe(), known)
+    require_same_run(tmp_path, Recipe(), replace(known, data_dir="moved"))
+    with pytest.raises(InputError, match="its images or labels have changed; restore the data or choose another --out"):
+        require_same_run(tmp_path, Recipe(), replace(known, digest="2" * 64))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "digest", "reason"),
+    [(Recipe(), "1", ""), (OTHER, "1", "of another recipe: seed 1 -> 0"), (Recipe(), "2", "of other data")],
+)
+def test_a_checkpoint_of_another_run_is_named(recipe, digest, reason):
+    saved = identity(recipe, replace(DATASET, digest=digest))
+    assert foreign_reason(saved, Recipe(), replace(DATASET, digest="1")) == reason
+
+
+def test_rows_after_the_checkpoint_are_dropped(tmp_path):
     for step in (1, 2, 3):
         append_metrics(tmp_path, {"step": step})
-    assert truncate_metrics(tmp_path, 2) == [{"step": 1}, {"step": 2}]
+    restore_metrics(tmp_path, [{"step": 1}, {"step": 2}], pytest.fail)
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "kept"),
+    [('{"step": 1}\n{"step"; 2}\n{"step": 3}\n', True), ('{"step": 1}\n{"step": 7}\n', True), (None, False)],
+)
+def test_rows_that_were_saved_replace_damaged_ones_and_the_old_file_is_kept(tmp_path, damaged, kept):
+    rows = [{"step": 1}, {"step": 2}, {"step": 3}]
+    if damaged:
+        (tmp_path / "metrics.jsonl").write_text(damaged)
+    notes = []
+    restore_metrics(tmp_path, rows, notes.append)
+    assert read_metrics(tmp_path) == rows
+    (note,) = notes
+    assert f"line {2 if damaged else 1} is not what was written; the rows are restored" in note
+    old = tmp_path / "metrics-damaged-1.jsonl"
+    assert (old.read_text() == damaged and str(old) in note) if kept else not old.exists()
+
+
+def test_a_broken_line_hides_no_other(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step"; 2}\n{"step": 3}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
 @pytest.mark.parametrize("rest", [b'{"ste', b"[1]\n", b"{}\n", b"\xff\x00\n", b"7"])
 def test_a_line_cut_short_ends_the_metrics(tmp_path, rest):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + rest)
     assert read_metrics(tmp_path) == [{"step": 1}]
-    truncate_metrics(tmp_path, 5)
+    restore_metrics(tmp_path, [{"step": 1}], pytest.fail)
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 

@@ -83,7 +83,7 @@ def test_a_checkpoint_is_not_touched_by_the_steps_after_it(tiny, tmp_path):
 def test_a_finished_run_is_left_alone(tiny, tmp_path):
     first = quiet_result(tiny, tmp_path / "run")
     again, printed = quietly(tiny, tmp_path / "run")
-    assert printed == ""  # nothing is compiled or trained
+    assert printed == f"{tmp_path / 'run'}: already finished, nothing trained\n"
     assert again.rows == first.rows
     chex.assert_trees_all_equal(first.state, again.state)
 

@@ -10,6 +10,7 @@ from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, Shard, ShardInd
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import MissingSplitError, RawExample, Source, from_raw, require_labels, require_one_size
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.checksum import sha256_of
 
 
 def array_record(split: str, folder: Path, path: str, preprocessing: Preprocessing = Preprocessing()) -> Source:
@@ -32,7 +33,8 @@ def array_record(split: str, folder: Path, path: str, preprocessing: Preprocessi
     ends = tuple(itertools.accumulate(shard.examples for shard in shards))
     if not ends[-1]:
         raise InputError(f"{home}: no examples in the {split} split; pack more images")
-    source = from_raw(ends[-1], manifest.classes, partial(_example, home, shards, ends), preprocessing)
+    digest = partial(sha256_of, [[shard.examples, shard.sha256] for shard in shards])
+    source = from_raw(ends[-1], manifest.classes, partial(_example, home, shards, ends), preprocessing, digest=digest)
     require_one_size(source, home, preprocessing)
     return source
 

@@ -1,7 +1,10 @@
 """Read folders of image files, one folder per class: the layout of torchvision's ImageFolder."""
 
 import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import numpy as np
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import MissingSplitError, RawExample, Source, from_raw, require_one_size
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.checksum import sha256_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # The first that exists is the test split
@@ -40,7 +44,8 @@ def image_folder(split: str, folder: Path, path: str, preprocessing: Preprocessi
     names = [_images(home, name) for name in classes]
     labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in names])
     files = tuple(name for of_class in names for name in of_class)
-    source = from_raw(len(files), classes, partial(_file, home, files, labels), preprocessing, labels)
+    digest = partial(files_digest, home, files, labels)
+    source = from_raw(len(files), classes, partial(_file, home, files, labels), preprocessing, labels, digest)
     require_one_size(source, home, preprocessing)
     return source
 
@@ -49,6 +54,25 @@ def resolve_root(path: str, folder: Path) -> Path:
     """Return the base of a path: the working directory if it exists only there, otherwise `folder`."""
     here = Path(path).expanduser()
     return Path() if here.is_dir() and not (folder / here).is_dir() else folder
+
+
+def files_digest(home: Path, files: Sequence[str], labels: np.ndarray) -> str:
+    """Return the SHA-256 of names, sizes and labels; on threads, since each size of a network's file takes a trip."""
+
+    def sizes(start: int) -> list[int]:
+        return [_size(home / name) for name in files[start : start + 1000]]
+
+    with ThreadPoolExecutor(16) as pool:
+        found = list(chain.from_iterable(pool.map(sizes, range(0, len(files), 1000))))
+    return sha256_of([list(files), found, labels.tolist()])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        # As of a link to nothing, which training replaces
+        return -1
 
 
 def _file(home: Path, files: tuple[str, ...], labels: np.ndarray, index: int) -> RawExample:

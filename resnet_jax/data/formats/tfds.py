@@ -19,6 +19,7 @@ from resnet_jax.data.source import (
     require_one_size,
 )
 from resnet_jax.errors import InputError, first_line, nearest
+from resnet_jax.runtime.checksum import sha256_of
 
 # The first existing split is used
 _SPLITS = {"train": ("train",), "test": ("test", "validation")}
@@ -54,7 +55,8 @@ def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Prep
     present = [name for name in _SPLITS[split] if name in info.splits]
     if not present:
         raise MissingSplitError(f"{home}: no {' or '.join(_SPLITS[split])} split, only {', '.join(info.splits)}")
-    for file in info.splits[present[0]].filepaths:
+    split_info = info.splits[present[0]]
+    for file in split_info.filepaths:
         if not Path(file).is_file():
             raise InputError(f"{file}: no such shard; prepare the data set again")
     image, label = _keys(home, info.features, info.supervised_keys)
@@ -68,7 +70,8 @@ def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Prep
     for index in probe_indices(size):
         # Labels that are all out of range are found here
         raw(int(index))
-    source = from_raw(size, names, raw, preprocessing)
+    digest = partial(sha256_of, [[Path(file).name, Path(file).stat().st_size] for file in split_info.filepaths])
+    source = from_raw(size, names, raw, preprocessing, digest=digest)
     require_one_size(source, home, preprocessing)
     return source
 
