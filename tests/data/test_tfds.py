@@ -191,6 +191,40 @@ def test_damaged_and_foreign_folders(pets, tmp_path):
         open_split(name, "train", tmp_path)
 
 
+TYPES = "tensorflow_datasets.core.features"
+PLANTED = {
+    "the class of a feature": {"pythonClassName": "planted.Image"},
+    "as the protocol buffer spells it": {"python_class_name": "planted.Image"},
+    "in a feature": {
+        "pythonClassName": f"{TYPES}.features_dict.FeaturesDict",
+        "featuresDict": {"features": {"image": {"pythonClassName": "planted.Image"}}},
+    },
+    "as older versions write it": {"type": "planted.Image", "content": {}},
+    "in a string": {
+        "pythonClassName": f"{TYPES}.features_dict.FeaturesDict",
+        "jsonFeature": {"json": json.dumps({"image": {"type": "planted.Image", "content": {}}})},
+    },
+    "a module of TFDS that has no features": {"pythonClassName": "tensorflow_datasets.scripts.cli.main.Image"},
+}
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+@pytest.mark.parametrize("kind", PLANTED)
+def test_no_module_is_imported_because_a_file_names_it(pets, tmp_path, monkeypatch, kind, by_name):
+    home = Path(shutil.copytree(pets, tmp_path / "pets" / "1.0.0"))
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (home / "features.json").write_text(json.dumps(PLANTED[kind]))
+    with pytest.raises(InputError, match=r"features\.json: names the feature class .*Image, which is not TFDS's own"):
+        open_split("tfds:pets" if by_name else f"tfds:{home}", "train", tmp_path)
+    shutil.copy(pets / "features.json", home)
+    info = json.loads((home / "dataset_info.json").read_text()) | {"features": PLANTED[kind]}
+    (home / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(InputError, match=r"dataset_info\.json: names the feature class .*Image"):
+        open_split("tfds:pets" if by_name else f"tfds:{home}", "train", tmp_path)
+    assert not (tmp_path / "imported").exists()
+
+
 def test_quiet(pets, caplog, capfd):
     with caplog.at_level(logging.DEBUG, "root"):
         open_split(f"tfds:{pets}", "train", Path())

@@ -1,8 +1,9 @@
 """Read data sets of TensorFlow Datasets that are prepared as ArrayRecord, without TensorFlow."""
 
+import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from resnet_jax.runtime.checksum import sha256_of
 
 # The first existing split is used
 _SPLITS = {"train": ("train",), "test": ("test", "validation")}
+# Modules of the library's own feature classes
+_OWN_FEATURES = "tensorflow_datasets.core.features."
 
 
 class _Part(NamedTuple):
@@ -48,7 +51,7 @@ def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Prep
     """
     home = _home(path, folder).resolve()
     with _refusing(home):
-        info = _library().builder_from_directory(str(home)).info
+        info = _builder(home).info
     if info.file_format is None or info.file_format.value != "array_record":
         kind = info.file_format.value if info.file_format else "something else"
         raise InputError(f"{home}: prepared as {kind}, only array_record is read; {_prepare(info.name, folder)}")
@@ -96,6 +99,31 @@ def _refusing(home: Path) -> Iterator[None]:
         raise InputError(f"{home}: cannot be read ({first_line(error)}); prepare the data set again") from error
 
 
+def _builder(home: Path) -> Any:
+    """Return the library's builder; raise InputError if a file names a feature class whose module it would import."""
+    for file in (home / "features.json", home / "dataset_info.json"):
+        # As the library parses it
+        for name in _feature_classes(json.loads(file.read_text()) if file.is_file() else None):
+            if not name.startswith(_OWN_FEATURES):
+                raise InputError(f"{file}: names the feature class {name}, which is not TFDS's own: it is not imported")
+    return _library().builder_from_directory(str(home))
+
+
+def _feature_classes(value: Any) -> Iterator[str]:
+    """Yield the names of feature classes in JSON, also in strings that are JSON themselves."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        with suppress(ValueError):
+            yield from _feature_classes(json.loads(value))
+    elif isinstance(value, dict):
+        legacy = ("type",) if "content" in value else ()
+        keys = ("pythonClassName", "python_class_name", *legacy)
+        yield from (value[key] for key in keys if isinstance(value.get(key), str))
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _feature_classes(item)
+
+
 def _home(path: str, folder: Path) -> Path:
     """Return the folder of a version of a data set, by its path or its name."""
     home = resolve_root(path, folder) / Path(path).expanduser()
@@ -106,17 +134,19 @@ def _home(path: str, folder: Path) -> Path:
         raise InputError(f"{home}: {what}; name the folder of a version, such as mnist/3.0.1")
     library = _library()
     try:
-        found = library.core.read_only_builder.builder_from_files(path, data_dir=str(folder))
-    except library.core.DatasetNotFoundError as error:
-        known = library.list_builders(with_community_datasets=False)
-        name = path.partition(":")[0].partition("/")[0]
-        hint = "" if name in known else nearest(name, known)
-        raise InputError(f"{folder}: no data set {path!r} prepared here{hint}; {_prepare(path, folder)}") from error
+        # Not `builder_from_files`, which opens the features that it finds
+        with library.core.utils.error_utils.record_error_context():
+            found = library.core.read_only_builder._find_builder_dir(path, data_dir=str(folder))
     except ImportError as error:
         raise InputError(f"tfds:{path}: needs {error.name}; install it, or give the path of a version") from error
     except (ValueError, AssertionError) as error:
         raise InputError(f"tfds:{path}: not the name of a data set ({first_line(error)}); give NAME:VERSION") from error
-    return Path(str(found.data_path))
+    if found is None:
+        known = library.list_builders(with_community_datasets=False)
+        name = path.partition(":")[0].partition("/")[0]
+        hint = "" if name in known else nearest(name, known)
+        raise InputError(f"{folder}: no data set {path!r} prepared here{hint}; {_prepare(path, folder)}")
+    return Path(str(found))
 
 
 def _prepare(name: str, folder: Path) -> str:
@@ -162,7 +192,7 @@ def _opened(part: _Part) -> tuple[Any, Callable[[bytes], dict[str, Any]]]:
     The image stays the bytes of its file, since tfds decodes differently.
     """
     library = _library()
-    builder = library.builder_from_directory(part.home)
+    builder = _builder(Path(part.home))
     raw = library.decode.DeserializeMethod.RAW_BYTES
     features = library.features.FeaturesDict({key: builder.info.features[key] for key in (part.image, part.label)})
     decoders = {part.image: library.decode.SkipDecoding()}
