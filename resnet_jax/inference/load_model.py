@@ -1,5 +1,6 @@
 """Open a trained network: of a run directory, or of published weights."""
 
+import logging
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ from resnet_jax.training.state import TrainState, with_ema_params
 from resnet_jax.weights.entries import WEIGHTS, Entry, class_names
 from resnet_jax.weights.load import count_channels, count_classes, match_tensors
 from resnet_jax.weights.locate import locate
-from resnet_jax.weights.tensors import read_tensors
+from resnet_jax.weights.rename import rename
+from resnet_jax.weights.tensors import read_tensor_file
+
+_log = logging.getLogger("resnet_jax")
 
 
 def load_model(
@@ -65,21 +69,24 @@ def _load_weights(where: str, weights: WeightsInfo, data_dir: Path, devices: int
     """Return the setup and a state at step 0 without an optimiser."""
     file, entry = locate(where)
     name, entry = _network(where, weights, entry)
-    tensors = read_tensors(file)
-    classes = count_classes(tensors)
+    found = rename(MODELS[name], read_tensor_file(file))
+    classes = count_classes(found.tensors)
     if classes is None:
         raise InputError(f"{file}: has no head, and so no classes; start a training from it with model.pretrained")
     preprocessing = _preprocessing(where, weights, entry)
     size = preprocessing.image_size
     shape = (size, size) if size else MODELS[name].input_shape[:-1]
     names = class_names(classes, entry.tag if entry else "")
-    channels = count_channels(MODELS[name], tensors) or 3
+    channels = count_channels(MODELS[name], found.tensors) or 3
     dataset = DatasetInfo(names, (*shape, channels), train_size=1, data_dir=str(data_dir))
     data = _data(preprocessing, weights.data)
     recipe = check(Recipe(model=Model(name=name), data=data, augment=Augment(crop_padding=0)))
     setup = make_setup(recipe, dataset, devices)
     model = require_resnet(setup.model, "loading weights").clone(input_shape=dataset.image_shape)
-    variables = match_tensors(model, tensors, file).variables
+    loaded = match_tensors(model, found)
+    for note in loaded.notes:
+        _log.warning(note)
+    variables = loaded.variables
     state = TrainState(jnp.zeros((), jnp.int32), variables["params"], variables.get("batch_stats", {}), ())
     return setup, replicate(state, setup.mesh)
 

@@ -16,14 +16,15 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.weights.locate import locate
+from resnet_jax.weights.names import HEAD, abstract_variables, from_torch, to_torch, torch_name
 from resnet_jax.weights.names import KeyPath as Leaf
-from resnet_jax.weights.names import abstract_variables, from_torch, to_torch, torch_name
-from resnet_jax.weights.tensors import read_tensors
+from resnet_jax.weights.rename import describe_names, rename
+from resnet_jax.weights.state_dict import TensorFile, listed
+from resnet_jax.weights.tensors import read_tensor_file
 
 _log = logging.getLogger("resnet_jax")
-_HEAD = (("params", "head", "kernel"), ("params", "head", "bias"))
-# Names in much code for CIFAR
-_ALIASES = {"linear.weight": "fc.weight", "linear.bias": "fc.bias"}
+_HEAD = (HEAD, (*HEAD[:-1], "bias"))
+_NARROW = {np.dtype(np.float16), np.dtype(jnp.bfloat16)}
 Variables = dict[str, Any]
 
 
@@ -47,28 +48,30 @@ def load(model: ResNet, where: str, *, cast: bool = False) -> Loaded:
     Args:
         model: the network.
         where: as in `locate`.
-        cast: allow weights that are not float32.
+        cast: round float64 to float32; float16 and bfloat16 are always widened, which is exact.
 
     Raises:
         InputError: A parameter is missing, unknown, not finite, or of another shape or dtype; names file and parameter.
     """
-    file = locate(where).file
-    return match_tensors(model, read_tensors(file), file, cast=cast)
+    return match_tensors(model, rename(model, read_tensor_file(locate(where).file)), cast=cast)
 
 
-def match_tensors(model: ResNet, tensors: dict[str, np.ndarray], file: Path, *, cast: bool = False) -> Loaded:
+def match_tensors(model: ResNet, found: TensorFile, *, cast: bool = False) -> Loaded:
     """Return the variables of a network from tensors under PyTorch's names or ours, as `load` does.
 
     The tensors are removed from the dict one by one, which saves memory.
     """
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_variables(model)).items()}
-    tensors = {_ALIASES.get(name, name): tensor for name, tensor in tensors.items()}
+    tensors, file = dict(found.tensors), found.path
     native = any(name.startswith("params/") for name in tensors)
     names = {path: "/".join(path) if native else torch_name(model, path) for path in shapes}
     notes = _drop_head(model, tensors, {path: names[path] for path in _HEAD if path in names}, file)
     for path in _HEAD if notes else ():
         del names[path]
-    _require_names(tensors, set(names.values()), file)
+    _require_names(tensors, set(names.values()), found)
+    notes += [f"{file}: {listed(found.left_out)} beside the weights is left out"] if found.left_out else []
+    dtypes = {tensors[name].dtype for name in names.values()} & _NARROW
+    notes += [f"{file}: weights in {listed(sorted(map(str, dtypes)))} are read as float32"] if dtypes else []
     leaves: dict[Leaf, jax.Array] = {}
     for path, name in names.items():
         tensor = _checked(tensors.pop(name), name, file, cast)
@@ -103,7 +106,7 @@ def _drop_head(model: ResNet, tensors: dict[str, np.ndarray], head: Mapping[Leaf
 
 def count_classes(tensors: Mapping[str, np.ndarray]) -> int | None:
     """Return the number of outputs of the head among tensors, or None if there is no head."""
-    for name in ("fc.bias", "linear.bias", "head.fc.bias", "/".join(_HEAD[1])):
+    for name in ("fc.bias", "head.fc.bias", "/".join(_HEAD[1])):
         if name in tensors and tensors[name].ndim == 1:
             return len(tensors[name])
     return None
@@ -127,19 +130,21 @@ def _first_name(model: ResNet, path: Leaf) -> str:
         return ""
 
 
-def _require_names(tensors: Mapping[str, np.ndarray], names: set[str], file: Path) -> None:
+def _require_names(tensors: Mapping[str, np.ndarray], names: set[str], found: TensorFile) -> None:
     missing = sorted(names - set(tensors))
     extra = sorted(name for name in set(tensors) - names if not name.endswith("num_batches_tracked"))
-    for kind, found in (("has no", missing), ("has an unknown", extra)):
-        if found:
-            more = f" and {len(found) - 1:,} others" if len(found) > 1 else ""
-            raise InputError(f"{file}: {kind} parameter {found[0]!r}{more}; is it of another network?")
+    for kind, wrong in (("has no", missing), ("has an unknown", extra)):
+        if wrong:
+            more = f" and {len(wrong) - 1:,} others" if len(wrong) > 1 else ""
+            hint = f"{describe_names(found)}; is it of another network?"
+            raise InputError(f"{found.path}: {kind} parameter {wrong[0][:200]!r}{more}{hint}")
 
 
 def _checked(tensor: np.ndarray, name: str, file: Path, cast: bool) -> np.ndarray:
     if tensor.dtype != np.float32:
-        if not cast or not jnp.issubdtype(tensor.dtype, jnp.floating):
-            hint = "; allow it with cast" if jnp.issubdtype(tensor.dtype, jnp.floating) else ""
+        # Widening is exact
+        if tensor.dtype not in _NARROW and not (cast and jnp.issubdtype(tensor.dtype, jnp.floating)):
+            hint = "; `resnet-jax convert --cast` rounds it" if jnp.issubdtype(tensor.dtype, jnp.floating) else ""
             raise InputError(f"{file}: {name} is {tensor.dtype}, the network float32{hint}")
         tensor = tensor.astype(np.float32)
     if not np.isfinite(tensor).all():
@@ -188,7 +193,7 @@ def create_model(
         name: one of MODELS.
         pretrained: a file, a folder, "hf:OWNER/NAME" or a name of WEIGHTS, as in `load`; what was adapted is logged.
             Without `num_classes` and `input_shape` the network has the classes and input channels of the file.
-        cast: allow weights that are not float32.
+        cast: as in `load`.
         seed: of a new head, if the number of classes differs.
         fields: of ResNet; `shortcut` is a class or its name in SHORTCUTS.
 
@@ -210,14 +215,13 @@ def create_model(
     model = MODELS[name].clone(**fields)
     if pretrained is None:
         return model
-    file = locate(pretrained).file
-    tensors = read_tensors(file)
-    classes, channels = count_classes(tensors), count_channels(model, tensors)
+    found = rename(model, read_tensor_file(locate(pretrained).file))
+    classes, channels = count_classes(found.tensors), count_channels(model, found.tensors)
     if "num_classes" not in fields and classes is not None:
         model = model.clone(num_classes=classes)
     if "input_shape" not in fields and channels is not None:
         model = model.clone(input_shape=(*model.input_shape[:-1], channels))
-    loaded = match_tensors(model, tensors, file, cast=cast)
+    loaded = match_tensors(model, found, cast=cast)
     for note in loaded.notes:
         _log.warning(note)
     return model, with_head(model, loaded.variables, seed)

@@ -11,9 +11,10 @@ from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.runtime.strict_json import parse_json
 from resnet_jax.weights.entries import WEIGHTS, Entry, Interpolation
+from resnet_jax.weights.tensors import shards_of
 
-# In a repository of the hub, the safer format first
-_FILES = ("model.safetensors", "pytorch_model.bin")
+# In a repository of the hub, the safer format first; large weights are an index of files
+_FILES = tuple(f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json"))
 
 
 class Weights(NamedTuple):
@@ -30,8 +31,7 @@ def locate(where: str) -> Weights:
     there are no weights.
     """
     if where.startswith("hf:"):
-        file = _from_hub(where, _FILES)
-        return Weights(file, _entry_of(where) or _config_on_hub(where))
+        return Weights(_weights_on_hub(where), _entry_of(where) or _config_on_hub(where))
     if where in WEIGHTS:
         return _published(WEIGHTS[where])
     path = Path(where)
@@ -53,7 +53,18 @@ def locate(where: str) -> Weights:
 def _published(entry: Entry) -> Weights:
     if not entry.source.startswith("hf:"):
         raise InputError(f"{entry.name}: not on the hub; download the file from {entry.source} and name it")
-    return Weights(_from_hub(entry.source, _FILES), entry)
+    return Weights(_weights_on_hub(entry.source), entry)
+
+
+def _weights_on_hub(where: str) -> Path:
+    file = _from_hub(where, _FILES)
+    try:
+        shards = set(shards_of(file).values()) if file.suffix == ".json" else set()
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    for shard in sorted(shards):
+        _from_hub(where, (shard,))
+    return file
 
 
 def _entry_of(source: str) -> Entry | None:

@@ -23,6 +23,7 @@ from resnet_jax.models.stems import DeepStem, PoollessStem, Stem, VideoStem
 
 # ("params", "stem", "conv", "kernel"): a collection, modules, a leaf
 KeyPath = tuple[str, ...]
+HEAD: KeyPath = ("params", "head", "kernel")
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _PLAIN = {"conv": "conv1", "norm": "bn1"}

@@ -1,12 +1,13 @@
-"""Read torch's pickles without unpickling: plain data and descriptions of tensors, nothing else.
+"""Read torch's pickles without unpickling: plain data, descriptions of tensors, and the names of other objects.
 
 A small stack machine interprets the opcodes one by one. A global is only a name, and a call only checks that name and
-its arguments. Nothing in the file is imported, called or given attributes.
+its arguments. Nothing in the file is imported, called or given attributes: an object that is neither plain data nor a
+tensor becomes a `Foreign`, of which only the name is kept.
 """
 
 import io
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +52,7 @@ _IGNORED = (
     *(f"torch.{name}" for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
 )
 _KNOWN = frozenset((*STORAGES, *_ORDERED, *_TENSORS, *_PARAMETERS, *_IGNORED))
+_CONSTRUCTORS = ("copy_reg._reconstructor", "copyreg._reconstructor", "copy_reg.__newobj__", "copyreg.__newobj__")
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,17 @@ class _Global:
     name: str
 
 
+@dataclass(frozen=True, eq=False)
+class Foreign:
+    """Stand-in for an object, or a key of a dict, that is neither a tensor nor plain data."""
+
+    name: str
+
+
 class _Ordered(dict[Any, Any]):
-    """Stand-in for an OrderedDict; it alone may get a state (torch's `_metadata`), which is ignored."""
+    """Stand-in for an OrderedDict; it may get a state (torch's `_metadata`), which is only searched."""
+
+    state: Any = None
 
 
 class _Ignored:
@@ -104,10 +115,38 @@ class Machine:
         return self.stack[0]
 
 
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the keys and values of nested containers that are not containers themselves, each container once.
+
+    Globals that the reader does not know are yielded as `Foreign`.
+    """
+    seen, todo = set(), [value]
+    while todo:
+        item = todo.pop()
+        if not isinstance(item, dict | list | tuple):
+            yield Foreign(repr(item.name[:100])) if isinstance(item, _Global) and item.name not in _KNOWN else item
+        elif id(item) not in seen:
+            seen.add(id(item))
+            todo += [*item, *item.values()] if isinstance(item, dict) else item
+            if isinstance(item, _Ordered):
+                todo.append(item.state)
+
+
+def refuse_foreign(value: Any) -> None:
+    """Raise InputError, without the file name, if a value holds a `Foreign`."""
+    if found := foreign_in(value):
+        raise _refused(f"has {found}")
+
+
+def foreign_in(value: Any) -> str | None:
+    """Return the name of a `Foreign` in a value, or None if there is none."""
+    return next((leaf.name for leaf in leaves(value) if isinstance(leaf, Foreign)), None)
+
+
 def interpret(content: bytes) -> Machine:
     """Interpret the pickle at the start of `content`.
 
-    Raises InputError, without the file name, if it is damaged, too long, or not only plain data and tensors.
+    Raises InputError, without the file name, if it is damaged, too long, or not what torch.save writes.
     """
     machine = Machine()
     try:
@@ -167,13 +206,16 @@ def _tuple_since_mark(machine: Machine, _: Any) -> None:
 
 
 def _extend(machine: Machine, items: list[Any]) -> None:
+    if isinstance(machine.stack[-1], Foreign):
+        return
     if type(machine.stack[-1]) is not list:
         raise InputError(_DAMAGED)
     machine.stack[-1].extend(items)
 
 
 def _set(machine: Machine, items: list[Any]) -> None:
-    _fill(machine.stack[-1], items)
+    if not isinstance(machine.stack[-1], Foreign):
+        _fill(machine.stack[-1], items)
 
 
 def _fill(target: Any, items: list[Any]) -> None:
@@ -181,9 +223,8 @@ def _fill(target: Any, items: list[Any]) -> None:
         raise InputError(_DAMAGED)
     for key, value in zip(items[::2], items[1::2], strict=True):
         # Hashing crafted nested tuples or large numbers can take forever
-        if not (type(key) is str or (type(key) is int and abs(key) < 1 << 60)):
-            raise _refused("has a dict key that is neither a name nor a number")
-        target[key] = value
+        plain = type(key) is str or (type(key) is int and abs(key) < 1 << 60)
+        target[key if plain else Foreign("a dict key that is neither a name nor a number")] = value
 
 
 def _global(machine: Machine, name: Any) -> None:
@@ -194,10 +235,7 @@ def _global(machine: Machine, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise InputError(_DAMAGED)
         name = f"{module} {name}"
-    name = name.replace(" ", ".")
-    if name not in _KNOWN:
-        raise _refused(f"names {name[:100]!r}")
-    machine.stack.append(_Global(name))
+    machine.stack.append(_Global(name.replace(" ", ".")))
 
 
 def _call(machine: Machine, _: Any) -> None:
@@ -206,7 +244,9 @@ def _call(machine: Machine, _: Any) -> None:
     name = function.name if isinstance(function, _Global) else "what is no function"
     if type(arguments) is not tuple:
         raise InputError(_DAMAGED)
-    if name in _ORDERED:
+    if foreign := _foreign_result(function, arguments):
+        machine.stack.append(foreign)
+    elif name in _ORDERED:
         machine.stack.append(_ordered(arguments))
     elif name in _TENSORS and len(arguments) >= 4 and isinstance(arguments[0], Storage):
         machine.stack.append(Tensor(*arguments[:4]))
@@ -216,6 +256,30 @@ def _call(machine: Machine, _: Any) -> None:
         machine.stack.append(_Ignored())
     else:
         raise _refused(f"calls {name} in a way of its own")
+
+
+def _foreign_result(function: Any, arguments: tuple[Any, ...]) -> Foreign | None:
+    """Return what a call of an unknown function makes, or a known one of an unknown object; otherwise None."""
+    if isinstance(function, Foreign):
+        return function
+    if not isinstance(function, _Global):
+        return None
+    made = arguments[0] if arguments else None
+    # Python's own helpers that make an object of a class
+    if function.name in _CONSTRUCTORS and isinstance(made, _Global):
+        return Foreign(repr(made.name[:100]))
+    if function.name not in _KNOWN:
+        return Foreign(repr(function.name[:100]))
+    return made if function.name in (*_TENSORS, *_PARAMETERS) and isinstance(made, Foreign) else None
+
+
+def _new(machine: Machine, arguments: int) -> None:
+    """Make an object of a class, with `arguments` tuples or dicts of arguments."""
+    del machine.stack[-arguments:]
+    made = machine.stack.pop()
+    if not isinstance(made, _Global | Foreign):
+        raise _refused("makes an object of what is no class")
+    machine.stack.append(made if isinstance(made, Foreign) else Foreign(repr(made.name[:100])))
 
 
 def _ordered(arguments: tuple[Any, ...]) -> _Ordered:
@@ -235,19 +299,27 @@ def _ordered(arguments: tuple[Any, ...]) -> _Ordered:
 
 
 def _build(machine: Machine, _: Any) -> None:
-    # The state is ignored
-    machine.stack.pop()
-    if not isinstance(machine.stack[-1], _Ordered | _Ignored):
+    state, target = machine.stack.pop(), machine.stack[-1]
+    if isinstance(target, _Ordered):
+        target.state = state
+    elif not isinstance(target, _Ignored | Foreign):
         raise _refused("sets the state of an object")
 
 
 def _persistent(machine: Machine, _: Any) -> None:
     reference = machine.stack.pop()
+    # Of a whole network, with its source
+    if type(reference) is tuple and len(reference) == 4 and reference[0] == "module":
+        machine.stack.append(reference[1])
+        return
     if type(reference) is not tuple or len(reference) not in (5, 6) or reference[0] != "storage":
         raise _refused("refers to what is no storage")
     _, kind, key, _, numel, *rest = reference
-    if not isinstance(kind, _Global) or kind.name not in STORAGES or type(key) is not str:
+    if not isinstance(kind, _Global) or type(key) is not str:
         raise _refused("refers to a storage of an unknown kind")
+    if kind.name not in STORAGES:
+        machine.stack.append(Foreign(repr(kind.name[:100])))
+        return
     if type(numel) is not int or numel < 0 or any(view is not None for view in rest):
         raise _refused("refers to a part of a storage")
     storage = Storage(key, STORAGES[kind.name], numel)
@@ -260,7 +332,7 @@ _LITERALS = frozenset(
     (
         *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
         *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
 _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
@@ -284,6 +356,9 @@ _ACTIONS: dict[str, Callable[[Machine, Any], None]] = {
     **dict.fromkeys(("MEMOIZE", "BINPUT", "LONG_BINPUT"), _put),
     **dict.fromkeys(("BINGET", "LONG_BINGET"), lambda m, number: m.stack.append(m.memo[number])),
     **dict.fromkeys(("GLOBAL", "STACK_GLOBAL"), _global),
+    "FROZENSET": _tuple_since_mark,
+    "NEWOBJ": lambda m, _: _new(m, 1),
+    "NEWOBJ_EX": lambda m, _: _new(m, 2),
     "REDUCE": _call,
     "BUILD": _build,
     "BINPERSID": _persistent,

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from resnet_jax.errors import InputError, first_line
 from resnet_jax.runtime.safe_files import create_file
 from resnet_jax.runtime.strict_json import parse_json
-from resnet_jax.weights.pickled import Tensor
-from resnet_jax.weights.torch_file import LEGACY, ZIP, TorchFile, read_legacy, read_zip, view
+from resnet_jax.weights.state_dict import TensorFile, find_state_dict, listed
+from resnet_jax.weights.torch_file import LEGACY, ZIP, read_legacy, read_zip
 
 MAX_HEADER, MAX_TENSORS = 16 << 20, 100_000
 _DTYPES = {
@@ -32,31 +32,34 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-# Keys of the weights in checkpoints, the first that exists; averages only if there is nothing else
-_INSIDE = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "params")
-_AVERAGES = ("state_dict_ema", "model_ema")
-# Of DataParallel and of torch.compile
-_WRAPPERS = ("module.", "_orig_mod.")
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of a safetensors or PyTorch file by name, as read-only views of the mapped file.
+def read_tensor_file(path: Path) -> TensorFile:
+    """Return the tensors of a safetensors or PyTorch file, or of the shards of an index, as read-only views.
 
     The content decides the format, not the name. In a checkpoint, the weights are under "state_dict", "model" and the
-    like; averages ("state_dict_ema", "model_ema") are used only if these are missing. Other values are left out, and so
-    is a prefix `module.` or `_orig_mod.` of all names. No code of the file is ever run.
+    like; averages ("state_dict_ema", "model_ema") are used only if these are missing. No code of the file is ever run.
 
     Raises InputError, with the path, for all other files and files without tensors.
     """
     try:
-        return _unwrapped(_read(path))
+        found = _read(path)
+        if found.tensors:
+            return found
+        hint = f", but under {listed(map(repr, found.beside))}" if found.beside else ""
+        raise InputError(f"no tensors in it{hint}; name a file of weights, such as a saved state_dict")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); name a file that you may read") from error
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of a file by name, as `read_tensor_file` does."""
+    return read_tensor_file(path).tensors
+
+
+def _read(path: Path, sharded: bool = True) -> TensorFile:
     if path.is_dir():
         raise InputError("a folder; name a weights file in it")
     if not path.is_file():
@@ -67,51 +70,48 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         data = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         start = data[:64].tobytes()
         if start.startswith(ZIP):
-            return _weights(read_zip(file, data))
+            return find_state_dict(path, read_zip(file, data))
     if start.startswith(b"\x80") and LEGACY in start:
-        return _weights(read_legacy(data))
+        return find_state_dict(path, read_legacy(data))
     if start[8:9] == b"{":
-        return _read_safetensors(data)
+        return _read_safetensors(path, data)
+    if sharded and start.startswith(b"{"):
+        return TensorFile(path, _read_shards(path))
     if start.startswith(b"version https://git-lfs"):
         raise InputError("the file is a Git LFS pointer and not the weights; run `git lfs pull` or download them")
     raise InputError("neither a safetensors nor a PyTorch file, which are the formats that are read; download it again")
 
 
-def _weights(file: TorchFile) -> dict[str, np.ndarray]:
-    """Return the tensors of the innermost state dict."""
-    found = file.value
-    # A dict can contain itself
-    for _ in range(8):
-        if not isinstance(found, dict):
-            break
-        inside = (found.get(key) for key in (*_INSIDE, *_AVERAGES))
-        deeper = next((value for value in inside if isinstance(value, dict)), None)
-        if deeper is None:
-            break
-        found = deeper
-    tensors = found.items() if isinstance(found, dict) else ()
-    return {name: _named(file, name, value) for name, value in tensors if isinstance(value, Tensor)}
+def shards_of(index: Path) -> dict[str, str]:
+    """Return the file of each tensor by an index such as model.safetensors.index.json; files lie beside the index.
 
-
-def _named(file: TorchFile, name: Any, tensor: Tensor) -> np.ndarray:
-    if not isinstance(name, str):
-        raise InputError(f"a tensor is called {name}, which is no name; save a state_dict")
+    Raises InputError, without the path, if it is no such index.
+    """
     try:
-        return view(file, tensor)
-    except InputError as error:
-        raise InputError(f"tensor {name[:200]!r}: {error}") from error
+        if index.stat().st_size > MAX_HEADER:
+            raise ValueError(f"over {MAX_HEADER:,} bytes")
+        shards = parse_json(index.read_bytes())["weight_map"]
+        if any(not isinstance(file, str) or Path(file).name != file for file in shards.values()):
+            raise ValueError("a shard that is no name of a file beside it")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"no index of weights ({first_line(error)}); name a weights file") from error
+    return dict(shards)
 
 
-def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    if not tensors:
-        raise InputError("no tensors in it; name a file of weights, such as a saved state_dict")
-    for prefix in _WRAPPERS * 2:
-        if all(name.startswith(prefix) and name != prefix for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+def _read_shards(index: Path) -> dict[str, np.ndarray]:
+    shards, tensors = shards_of(index), dict[str, np.ndarray]()
+    for file in sorted(set(shards.values())):
+        try:
+            found = _read(index.with_name(file), sharded=False).tensors
+        except InputError as error:
+            raise InputError(f"shard {file[:100]!r}: {error}") from error
+        for name in found.keys() ^ {name for name, shard in shards.items() if shard == file}:
+            raise InputError(f"shard {file[:100]!r} and the index differ in {name[:200]!r}; download both again")
+        tensors |= found
     return tensors
 
 
-def _read_safetensors(data: np.ndarray) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, data: np.ndarray) -> TensorFile:
     """Read the format here: the library copies tensors and accepts a name twice."""
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > MAX_HEADER:
@@ -122,12 +122,15 @@ def _read_safetensors(data: np.ndarray) -> dict[str, np.ndarray]:
     # Checked before parsing, which can take gigabytes
     if header.count(b"{") > MAX_TENSORS + 2:
         raise InputError(f"over {MAX_TENSORS:,} tensors; split the file")
-    places = {name: _place(name, entry) for name, entry in _entries(header).items()}
+    entries, metadata = _entries(header)
+    places = {name: _place(name, entry) for name, entry in entries.items()}
     _check_places({name: (begin, end) for name, (_, _, begin, end) in places.items()}, body.size)
-    return {name: np.ndarray(shape, dtype, body[begin:end]) for name, (dtype, shape, begin, end) in places.items()}
+    tensors = {name: np.ndarray(shape, dtype, body[begin:end]) for name, (dtype, shape, begin, end) in places.items()}
+    return TensorFile(path, tensors, metadata=metadata)
 
 
-def _entries(header: bytes) -> dict[str, Any]:
+def _entries(header: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the entries of the tensors, and the metadata."""
     try:
         entries: dict[str, Any] = parse_json(header)
     except ValueError as error:
@@ -135,7 +138,7 @@ def _entries(header: bytes) -> dict[str, Any]:
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or any(not isinstance(value, str) for value in metadata.values()):
         raise InputError("the header's metadata is no table of strings; save the file again")
-    return entries
+    return entries, metadata
 
 
 def _place(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from resnet_jax.errors import InputError, first_line
-from resnet_jax.weights.pickled import MAX_BYTES, Machine, Storage, Tensor, interpret
+from resnet_jax.weights.pickled import MAX_BYTES, Machine, Storage, Tensor, interpret, refuse_foreign
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -151,6 +151,8 @@ def read_legacy(data: np.ndarray) -> TorchFile:
     if type(keys.value) is not list or any(type(key) is not str for key in keys.value):
         raise InputError("the list of its storages is damaged; download it again")
     if len(keys.value) != len(saved.storages) or set(keys.value) != set(saved.storages):
+        # Storages of unknown numbers, for example
+        refuse_foreign(saved.value)
         raise InputError("the list of its storages does not fit its tensors; download it again")
     storages = {}
     for key in keys.value:

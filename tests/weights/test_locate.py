@@ -63,7 +63,7 @@ def test_a_config_of_something_else_says_nothing(tmp_path, config):
         ("resnet20.akamaster_cifar10", "not on the hub; download the file from https://github.com/akamaster"),
         ("hf:timm", "hf:timm: not a repository of the hub; write hf:OWNER/NAME"),
         ("hf:a/b/c", "not a repository of the hub"),
-        (".", "neither a run .recipe.json. nor weights .model.safetensors, pytorch_model.bin. in this folder"),
+        (".", "neither a run .recipe.json. nor weights .model.safetensors, .*, pytorch_model.bin, .*. in this folder"),
     ],
 )
 def test_what_is_not_there(where, message, tmp_path, monkeypatch):
@@ -106,8 +106,21 @@ def test_the_hub(hub):
         locate("hf:me/gone")
     with pytest.raises(InputError, match="hf:me/offline: cannot be had from the hub .check your connection.; without"):
         locate("hf:me/offline")
-    with pytest.raises(InputError, match="hf:me/empty: has no model.safetensors and no pytorch_model.bin"):
+    with pytest.raises(InputError, match="hf:me/empty: has no model.safetensors and no .* and no pytorch_model.bin"):
         locate("hf:me/empty")
+
+
+def test_shards_on_the_hub(hub):
+    home, asked = hub
+    index = home / "model.safetensors.index.json"
+    (home / "model.safetensors").rename(home / "b.safetensors")
+    (home / "a.safetensors").write_bytes(b"weights")
+    index.write_text(json.dumps({"weight_map": {"x": "b.safetensors", "y": "a.safetensors"}}))
+    assert locate("hf:timm/resnet50.a1_in1k").file == index
+    assert [file for _, file, _, _ in asked[-2:]] == ["a.safetensors", "b.safetensors"]
+    index.write_text(json.dumps({"weight_map": {"x": "../b"}}))
+    with pytest.raises(InputError, match="hf:timm/resnet50.a1_in1k: no index of weights"):
+        locate("hf:timm/resnet50.a1_in1k")
 
 
 def test_without_the_extra(monkeypatch):

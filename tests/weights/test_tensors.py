@@ -114,17 +114,6 @@ def test_an_aligned_body_is_not_asked_for(tmp_path):
     assert_same(read_tensors(path), {"first": np.array([5], np.uint8), "x": values})
 
 
-def test_prefixes_of_all_names_are_taken_off(tmp_path):
-    one = np.ones(1, np.float32)
-    for prefix in ("module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod."):
-        write_tensors(tmp_path / "x", {f"{prefix}a": one, f"{prefix}b.module.c": one})
-        assert set(read_tensors(tmp_path / "x")) == {"a", "b.module.c"}
-    write_tensors(tmp_path / "x", {"module.a": one, "b": one})
-    assert set(read_tensors(tmp_path / "x")) == {"module.a", "b"}
-    write_tensors(tmp_path / "x", {"module.": one})
-    assert set(read_tensors(tmp_path / "x")) == {"module."}
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -23,15 +23,18 @@ def write(request, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "chosen"),
     [
-        (["state_dict", "model", "model_ema"], "state_dict"),
+        (["state_dict", "model_ema", "ema"], "state_dict"),
         (["model_ema", "model"], "model"),
         (["state_dict_ema", "state_dict"], "state_dict"),
         (["state_dict_ema", "optimizer"], "state_dict_ema"),
         (["net"], "net"),
+        (["weights", "teacher"], "weights"),
+        (["model_weights"], "model_weights"),
+        (["teacher", "student"], "teacher"),
     ],
 )
 def test_the_weights_of_a_checkpoint_are_chosen_by_rule(write, keys, chosen):
-    inside = {key: state(**{f"module.{key}": tensor(i, (), ())}) for i, key in enumerate(keys)}
+    inside = {key: state(**{key: tensor(i, (), ())}) for i, key in enumerate(keys)}
     assert set(read_tensors(write(state(**inside, best=tensor())))) == {chosen}
     assert set(read_tensors(write(state(checkpoint=tensor(), model=state(state_dict=inside[chosen]))))) == {chosen}
 
