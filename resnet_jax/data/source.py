@@ -28,7 +28,7 @@ class Example(NamedTuple):
     image: np.ndarray
     """uint8 (h, w, c); in memory also a sequence (l, c) or a video (t, h, w, c)."""
     target: Any
-    """Class, int; or outputs, float32 (k,)."""
+    """Class, int; outputs, float32 (k,); or what the task is about, such as a mask, uint8 (h, w)."""
 
 
 class RawExample(NamedTuple):
@@ -270,9 +270,12 @@ def probe_indices(size: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, 64).astype(int))
 
 
-def as_target(target: int | np.ndarray) -> np.ndarray:
-    """Return a class as int32 (), outputs as float32 (k,)."""
-    return np.asarray(target, np.float32 if np.ndim(target) else np.int32)
+def as_target(target: Any) -> np.ndarray:
+    """Return a target as it goes to the devices: floats as float32, integers as int32, a mask of uint8 as it is."""
+    values = np.asarray(target)
+    if values.ndim and values.dtype == np.uint8:
+        return values
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
 
 
 def _indirect(read: Callable[[int], Example], indices: np.ndarray, index: int) -> Example:
@@ -291,7 +294,7 @@ def _subset_digest(digest: Callable[[], str], indices: np.ndarray) -> str:
 
 
 def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Return all examples: uint8 images (n, h, w, c) and int32 labels (n,) or float32 (n, k).
+    """Return all examples: uint8 images (n, h, w, c) and targets, such as int32 (n,) or float32 (n, k).
 
     Threads read them, one per core, since Pillow decodes outside the interpreter lock. Raises InputError if sizes
     differ.

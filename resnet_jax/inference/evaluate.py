@@ -68,7 +68,9 @@ def evaluate(
         _require_same_data(where, setup, data)
     selected = select_metrics(setup.task, metrics)
     step = make_eval_step(setup.model, setup.recipe.data, setup.mesh, selected)
-    values = evaluate_split(step, selected, state, open_device_split(source, setup.mesh, loading))
+    values = evaluate_split(
+        step, selected, state, open_device_split(setup.task.targets.cast(source), setup.mesh, loading)
+    )
     return Evaluation(int(state.step), values)
 
 

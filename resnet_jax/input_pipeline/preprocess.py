@@ -9,17 +9,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from resnet_jax.data.augment import ImageOp, flip, map_images, normalize, pad_crop
 from resnet_jax.data.augment import policies as p
 from resnet_jax.data.augment.erase import cutout, random_erase
-from resnet_jax.data.augment.geometry import alternating_flip, random_resized_crop
+from resnet_jax.data.augment.geometry import (
+    alternating_flip,
+    random_resized_crop,
+    random_resized_crop_nearest,
+    resized_nearest,
+)
 from resnet_jax.data.augment.host_crop import crop_reader
 from resnet_jax.data.augment.jitter import jitter
 from resnet_jax.data.augment.mix import mix
 from resnet_jax.data.augment.tables import CIFAR10, IMAGENET
 from resnet_jax.data.source import Source
+from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.host_input import Read
 from resnet_jax.input_pipeline.sampler import Batch, times_seen
 from resnet_jax.recipe import Augment, Recipe
@@ -63,7 +70,8 @@ def make_preprocess(
         images, targets = jnp.asarray(batch.image), batch.target
         if a.alternating_hflip:
             seen = times_seen(step, rows, recipe.batch_size, train_size, a.aug_repeats)
-            images = jax.vmap(partial(alternating_flip, key))(images, jnp.asarray(batch.indices), seen)
+            turn, when = jax.vmap(partial(alternating_flip, key)), (jnp.asarray(batch.indices), seen)
+            images, targets = turn(images, *when), turn(targets, *when) if jnp.ndim(targets) > 2 else targets
         keys = jax.vmap(partial(jax.random.fold_in, step_key))(rows)
         for apply in transforms:
             images, targets = jax.vmap(apply)(keys, images, targets)
@@ -82,46 +90,80 @@ def _transforms(a: Augment, image_size: int | None, own: Transform | None) -> li
     transforms: list[Transform] = []
     if a.crop_padding:
         op = partial(pad_crop, pad=a.crop_padding, mode=a.pad_mode)
-        transforms.append(lambda key, image, target: (op(jax.random.split(key)[0], image), target))
+        transforms.append(lambda key, *both: _on_both(op, op, jax.random.split(key)[0], *both))
     if a.hflip:
-        transforms.append(lambda key, image, target: (flip(jax.random.split(key)[1], image), target))
+        transforms.append(lambda key, *both: _on_both(flip, flip, jax.random.split(key)[1], *both))
     # Numbers 0 and 1 belong to the two keys of the split
-    for number, image_op in enumerate(_image_ops(a, image_size), 2):
-        transforms.append(partial(_on_image, image_op, number))
+    for number, ops in enumerate(_image_ops(a, image_size), 2):
+        transforms.append(partial(_numbered, partial(_on_both, *ops), number))
     if own is not None:
-        number = 2 + len(_image_ops(a, image_size))
-        transforms.append(lambda key, image, target: own(jax.random.fold_in(key, number), image, target))
+        transforms.append(partial(_numbered, own, 2 + len(_image_ops(a, image_size))))
     return transforms
 
 
-def _on_image(op: ImageOp, number: int, key: Array, image: Array, target: Any) -> tuple[Array, Any]:
-    return op(jax.random.fold_in(key, number), image), target
+def _numbered(apply: Transform, number: int, key: Array, image: Array, target: Any) -> tuple[Array, Any]:
+    return apply(jax.random.fold_in(key, number), image, target)
 
 
-def _image_ops(a: Augment, image_size: int | None) -> list[ImageOp]:
-    """Return the operations on uint8 images after padded crop and flip."""
-    ops: list[ImageOp] = []
+def _on_both(image_op: ImageOp, target_op: ImageOp | None, key: Array, image: Array, target: Any) -> tuple[Array, Any]:
+    """Apply operations to an image and to a target (h, w) or (h, w, c); other targets stay."""
+    if target_op is None or jnp.ndim(target) < 2:
+        return image_op(key, image), target
+    moved = target_op(key, target.reshape(*target.shape[:2], -1))
+    return image_op(key, image), moved.reshape(*moved.shape[:2], *target.shape[2:])
+
+
+def require_movable_target(a: Augment, image: np.ndarray, target: Any) -> None:
+    """Raise InputError if an augmentation would move an image and not its target, an array of two or more axes."""
+    if np.ndim(target) < 2:
+        return
+    if a.crop_padding and a.pad_mode == "zero":
+        raise InputError("augment.crop_padding adds black, which has no target: set augment.pad_mode to reflect")
+    moving = {
+        "policy": a.policy != "none",
+        "cutmix_alpha": a.cutmix_alpha,
+        "rrc_from": a.random_resized_crop and a.rrc_from == "original",
+    }
+    if np.shape(target)[:2] != image.shape[:2]:
+        names = ("crop_padding", "hflip", "alternating_hflip", "random_resized_crop", "progressive_sizes")
+        moving |= {name: getattr(a, name) for name in names}
+    for name in (name for name, value in moving.items() if value):
+        raise InputError(
+            f"augment.{name} is {getattr(a, name)}, which moves images but not targets of shape {np.shape(target)}:"
+            " leave it out, or move both by transform="
+        )
+
+
+def _image_ops(a: Augment, image_size: int | None) -> list[tuple[ImageOp, ImageOp | None]]:
+    """Return the operations on uint8 images after padded crop and flip; if they move pixels, also those on targets."""
+    ops: list[tuple[ImageOp, ImageOp | None]] = []
     if a.random_resized_crop and a.rrc_from == "resized":
-        ops.append(partial(_random_resized_crop, a))
+        crop = partial(_random_resized_crop, a)
+        ops.append((partial(crop, random_resized_crop), partial(crop, random_resized_crop_nearest)))
     if policy := _policy(a):
-        ops.append(policy)
+        ops.append((policy, None))
     if a.brightness or a.contrast or a.saturation or a.hue:
         strengths = partial(jitter, brightness=a.brightness, contrast=a.contrast)
-        ops.append(partial(strengths, saturation=a.saturation, hue=a.hue))
+        ops.append((partial(strengths, saturation=a.saturation, hue=a.hue), None))
     if image_size is not None:
-        ops.append(partial(_resize, image_size))
+        ops.append((partial(_resize, image_size), partial(_resize_nearest, image_size)))
     return ops
 
 
-def _random_resized_crop(a: Augment, key: Array, image: Array) -> Array:
+def _random_resized_crop(a: Augment, crop: Callable[..., Array], key: Array, image: Array) -> Array:
     size = image.shape[:2] if a.train_crop_size is None else (a.train_crop_size, a.train_crop_size)
-    return random_resized_crop(key, image, (size[0], size[1]), a.rrc_scale, a.rrc_ratio)
+    return crop(key, image, (size[0], size[1]), a.rrc_scale, a.rrc_ratio)
 
 
 def _resize(size: int, key: Array, image: Array) -> Array:
     """Resize the whole image; `key` is not used."""
     pixels = jax.image.resize(image.astype(jnp.float32), (size, size, image.shape[-1]), "bilinear")
     return jnp.round(pixels).astype(jnp.uint8)
+
+
+def _resize_nearest(size: int, key: Array, target: Array) -> Array:
+    """Resize a target (h, w, c) as `_resize` does an image, without interpolation; `key` is not used."""
+    return resized_nearest(target, jnp.array([0, 0, *target.shape[:2]]), (size, size))
 
 
 def _policy(a: Augment) -> ImageOp | None:

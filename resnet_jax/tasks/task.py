@@ -4,12 +4,13 @@ Nothing outside a task knows which task it is. Axes: b examples, k classes or ou
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jax import Array
 
-from resnet_jax.data.source import Source
+from resnet_jax.data.source import Example, Source
 from resnet_jax.tasks.metrics import Metric
 
 Outputs = Any
@@ -30,6 +31,17 @@ class TargetSpec(NamedTuple):
     """Dtype of the targets on the device."""
     to_soft: Callable[[Array, int], Array] | None = None
     """(targets, classes) -> float (b, k) that mixup and CutMix can mix; None if they cannot."""
+
+    def cast(self, source: Source) -> Source:
+        """Return the source with targets of `dtype` if they are arrays; classes stay integers."""
+        if not np.ndim(source.read(0).target):
+            return source
+        return source._replace(read=partial(_read_cast, source.read, self.dtype))
+
+
+def _read_cast(read: Callable[[int], Example], dtype: type[np.generic], index: int) -> Example:
+    image, target = read(index)
+    return Example(image, np.asarray(target, dtype))
 
 
 class Task(NamedTuple):

@@ -19,7 +19,7 @@ from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import Source, source_digest
 from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.input_pipeline.device_input import gather_batch
-from resnet_jax.input_pipeline.preprocess import Transform, make_preprocess
+from resnet_jax.input_pipeline.preprocess import Transform, make_preprocess, require_movable_target
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.optim.masks import frozen_mask
@@ -141,8 +141,11 @@ def open_sources(
     shape = train.read(0).image.shape
     if held.read(0).image.shape != shape:
         raise InputError(f"{d.name}: the splits have images of different sizes; set data.image_size to resize them")
+    targets = (task or make_task(recipe.loss)).targets
     for source in (train, held):
-        (task or make_task(recipe.loss)).targets.check(source)
+        targets.check(source)
+    train, held = targets.cast(train), targets.cast(held)
+    require_movable_target(recipe.augment, *train.read(0))
     # An absolute path, so that the run can be evaluated from any directory
     home = found_in(d.name, data_dir).absolute()
     return Sources(train, held, DatasetInfo(train.classes, shape, train.size, str(home)))

@@ -10,9 +10,10 @@ import pytest
 from conftest import QUICKLY
 
 from resnet_jax.data.augment import augment, normalize
+from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import gather_batch, open_device_split, training_batches
 from resnet_jax.input_pipeline.loading import DataLoading
-from resnet_jax.input_pipeline.preprocess import make_preprocess
+from resnet_jax.input_pipeline.preprocess import make_preprocess, require_movable_target
 from resnet_jax.input_pipeline.sampler import Batch
 from resnet_jax.recipe import Augment, Data, Recipe, check
 from resnet_jax.tasks.classification import classification
@@ -113,6 +114,51 @@ def test_a_part_of_a_batch_is_treated_as_in_the_whole():
     every = preprocess(KEY, 1, batch)
     part = preprocess(KEY, 1, jax.tree.map(lambda x: x[4:], batch))
     chex.assert_trees_all_close(jax.tree.map(lambda x: x[4:], jax.device_get(every)), part, rtol=1e-6, atol=1e-6)
+
+
+# Of 3 levels in bands and blocks; the images show them
+MASKS = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (8, 3, 4), np.uint8), 4, axis=1), 4, axis=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "image_size"),
+    [
+        ({"crop_padding": 2, "pad_mode": "reflect"}, None),
+        ({"hflip": True}, None),
+        ({"alternating_hflip": True}, None),
+        ({"random_resized_crop": True, "train_crop_size": 9}, None),
+        ({"hflip": True, "crop_padding": 3, "pad_mode": "reflect"}, 24),
+    ],
+)
+def test_a_mask_moves_with_its_image_and_is_not_interpolated(fields, image_size):
+    augment = Augment(**{"crop_padding": 0, **fields})
+    require_movable_target(augment, MASKS[0, ..., None], MASKS[0])
+    recipe = check(Recipe(augment=augment, data=Data(mean=(0.0,), std=(1.0,))))
+    batch = whole(MASKS[..., None] * np.uint8(120), MASKS, jnp.arange(8))
+    out = jax.jit(make_preprocess(recipe, 8, 3, image_size=image_size))(KEY, 0, batch)
+    masks, shown = np.asarray(out.target), np.asarray(out.image)[..., 0] * 255
+    assert (masks.dtype, masks.shape) == (np.uint8, shown.shape)
+    assert masks.shape != MASKS.shape or not np.array_equal(masks, MASKS)
+    # Pixels between two blocks are mixed in an image that is resized
+    same = abs(shown / 120 - masks) < 0.5
+    assert same.mean() > (0.8 if image_size or augment.random_resized_crop else 0.999)
+
+
+@pytest.mark.parametrize(
+    ("fields", "target", "message"),
+    [
+        ({"crop_padding": 1}, (12, 16), "augment.crop_padding adds black, which has no target: set augment.pad_mode"),
+        ({"policy": "trivialaugment_wide"}, (12, 16), "augment.policy is trivialaugment_wide, which moves images but"),
+        ({"hflip": True}, (4, 3), r"augment.hflip is True, which moves images but not targets of shape \(4, 3\)"),
+        ({"cutmix_alpha": 1.0}, (12, 16), "augment.cutmix_alpha is 1.0, which moves"),
+        ({"random_resized_crop": True, "rrc_from": "original"}, (12, 16), "augment.rrc_from is original, which moves"),
+    ],
+)
+def test_what_would_move_the_image_alone_is_refused(fields, target, message):
+    augment = Augment(**{"crop_padding": 0, **fields})
+    with pytest.raises(InputError, match=message):
+        require_movable_target(augment, MASKS[0, ..., None], np.zeros(target, np.uint8))
+    require_movable_target(augment, MASKS[0, ..., None], 1)
 
 
 def test_a_transform_of_ones_own_sees_image_and_target_and_a_key_of_each_example():

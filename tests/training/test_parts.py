@@ -12,17 +12,18 @@ import pytest
 from PIL import Image
 from runs import curve, quietly
 
-from resnet_jax.data.source import from_arrays
+from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.inference.explain import explain
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.inference.predict import predict
-from resnet_jax.recipe import Model
+from resnet_jax.recipe import Augment, Model, Optimizer
 from resnet_jax.tasks.classification import classification
 from resnet_jax.tasks.losses import cross_entropy
-from resnet_jax.tasks.metrics import Display, Metric
+from resnet_jax.tasks.metrics import Display, Metric, loss_metric
 from resnet_jax.tasks.regression import regression
+from resnet_jax.tasks.task import TargetSpec
 from resnet_jax.training.setup import Parts
 
 
@@ -34,6 +35,14 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x, *, train):
         return nn.Dense(self.classes)(x.reshape(len(x), -1))
+
+
+class PerPixel(nn.Module):
+    """A 1x1 convolution: a class for each pixel."""
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        return nn.Conv(3, (1, 1))(x)
 
 
 def focal(logits, targets):
@@ -185,3 +194,31 @@ def test_a_network_that_cannot_be_built_is_refused_in_one_line(recipe, tmp_path)
     with pytest.raises(InputError, match=r"cannot be built for images of \(8, 8, 1\) .*groups"):
         quietly(replace(recipe, model=Model(name="resnet8", fields=fields)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def pixel_loss(logits, masks):
+    return cross_entropy(logits.reshape(-1, 3), masks.reshape(-1).astype(int)).reshape(len(masks), -1).mean(1)
+
+
+def test_masks_are_learned_and_move_with_their_images(tiny, tmp_path):
+    masks = np.random.default_rng(0).integers(0, 3, (16, 8, 8))
+    source = Source(
+        16, ("a", "b", "c"), lambda index: Example((masks[index, ..., None] * 100).astype(np.uint8), masks[index])
+    )
+    task = classification()._replace(
+        loss=pixel_loss,
+        metrics={"loss": loss_metric(pixel_loss)},
+        default_metrics=(),
+        train_metrics=(),
+        monitor="loss",
+        mode="min",
+        targets=TargetSpec(lambda source: None, lambda classes: (8, 8), np.uint8),
+    )
+    recipe = replace(tiny, optimizer=Optimizer(lr=1.0), steps=60)
+    given = {"model": PerPixel(), "task": task, "data": (source, source)}
+    with pytest.raises(InputError, match="augment.crop_padding adds black, which has no target"):
+        quietly(recipe, tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+    recipe = replace(recipe, augment=Augment(crop_padding=2, pad_mode="reflect", hflip=True))
+    result, _ = quietly(recipe, tmp_path / "run", eval_every=60, checkpoint_every=60, **given)
+    assert result.rows[-1]["test/loss"] < 0.2

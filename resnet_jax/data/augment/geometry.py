@@ -90,6 +90,17 @@ def random_resized_crop(
     return resized(image, random_box(key, image.shape[0], image.shape[1], area, ratio), size)
 
 
+def random_resized_crop_nearest(
+    key: Array,
+    target: Array,
+    size: tuple[int, int],
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Array:
+    """Crop (h, w, c) as `random_resized_crop` crops an image with this key, without interpolation."""
+    return resized_nearest(target, random_box(key, target.shape[0], target.shape[1], area, ratio), size)
+
+
 def resized(image: Array, box: Array, size: tuple[int, int]) -> Array:
     """Resize a box of uint8 (h, w, c) bilinearly to (*size, c); `box` (4,) is top, left, height, width.
 
@@ -103,6 +114,13 @@ def resized(image: Array, box: Array, size: tuple[int, int]) -> Array:
     weight = weight[None, :, None]
     mixed = rows[:, low] * ((1 << _BITS) - weight) + rows[:, high] * weight
     return ((mixed + (1 << (2 * _BITS - 1))) >> (2 * _BITS)).astype(jnp.uint8)
+
+
+def resized_nearest(values: Array, box: Array, size: tuple[int, int]) -> Array:
+    """Resize a box of (h, w, c) to (*size, c), each value that of the nearest pixel; `box` is that of `resized`."""
+    top, left, height, width = box
+    rows, columns = ((2 * jnp.arange(n) + 1) * m // (2 * n) for n, m in zip(size, (height, width), strict=True))
+    return values[top + rows][:, left + columns]
 
 
 def _between(count: int, start: Array, length: Array) -> tuple[Array, Array, Array]:
