@@ -5,13 +5,10 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 from resnet_jax.cli.main import guarded
 from resnet_jax.runtime.huge_pages import restart_asking
-
-if TYPE_CHECKING:
-    from resnet_jax.training.loop import TrainResult
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -52,11 +49,3 @@ def run(main: Callable[[], None], *, large_pages: bool = True) -> NoReturn:
         return 0
 
     sys.exit(guarded(command, Path(sys.argv[0]).name))
-
-
-def last_row(result: "TrainResult") -> dict[str, Any]:
-    """Return the last row of metrics of a finished training; if a signal stopped it, exit as `resnet-jax` does."""
-    if result.signal:
-        # The same command resumes the training
-        sys.exit(128 + result.signal)
-    return result.rows[-1]

@@ -85,7 +85,7 @@ def measure(method: str, recipe: Recipe, seeds: int, out: Path, options: RunOpti
     for seed in range(seeds):
         run = out / f"{method.replace(' ', '-')}-{seed}"
         result = train(replace(recipe, seed=seed), run, options=options, console=Console(quiet=True))
-        rows.append(script.last_row(result))
+        rows.append(result.rows[-1])
     accuracies = tuple(row["test/accuracy"] for row in rows)
     return TransferResult(method, accuracies, mean_and_std([row["train_seconds"] for row in rows]).mean)
 

@@ -57,7 +57,7 @@ def run(out: Path, **options: Any) -> TrainResult:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/multilabel"))
-    row = script.last_row(run(parser.parse_args().out))
+    row = run(parser.parse_args().out).rows[-1]
     correct, seconds = row["test/accuracy"], row["train_seconds"]
     print(f"all ten labels correct in {correct:.2%} of the test pictures, {seconds:.0f} s of training")
 

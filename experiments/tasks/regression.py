@@ -83,7 +83,7 @@ def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/regression"))
     folder = parser.parse_args().out
-    row = script.last_row(run(folder))
+    row = run(folder).rows[-1]
     error, seconds = UNIT * row["test/loss"] ** 0.5, row["train_seconds"]
     print(f"off by {error:.1f} degrees (root mean square), {seconds:.0f} s of training")
     draw(folder, folder / "angles.png")

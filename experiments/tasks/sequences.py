@@ -48,7 +48,7 @@ def run(out: Path, **options: Any) -> TrainResult:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/sequences"))
-    row = script.last_row(run(parser.parse_args().out))
+    row = run(parser.parse_args().out).rows[-1]
     print(f"{row['test/accuracy']:.2%} of the test digits, {row['train_seconds']:.0f} s of training")
 
 

@@ -67,7 +67,7 @@ def run(out: Path, **options: Any) -> TrainResult:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tasks/video"))
-    row = script.last_row(run(parser.parse_args().out))
+    row = run(parser.parse_args().out).rows[-1]
     print(f"{row['test/accuracy']:.2%} of the test videos, {row['train_seconds']:.0f} s of training")
 
 

@@ -1,8 +1,10 @@
 """The command line: `resnet-jax COMMAND ...`.
 
-Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 130 and 143 stopped by SIGINT or SIGTERM.
+Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 128 + n stopped by signal n, such as
+130 and 143 by SIGINT and SIGTERM.
 """
 
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -87,8 +89,8 @@ def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
     except BrokenPipeError:
         silence(sys.stdout)
         return 0
-    except KeyboardInterrupt:
-        return fail("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return fail("interrupted", 128 + int(*stop.args or (signal.SIGINT,)))
     except InputError as error:
         return fail(str(error), 2)
     # A full disk, a folder without read permission

@@ -14,7 +14,7 @@ from resnet_jax.parallel.hosts import HostOptions, join_hosts
 from resnet_jax.recipe import Recipe, load_recipe
 from resnet_jax.recipe.overrides import unset_other_length
 from resnet_jax.runtime.terminal import show
-from resnet_jax.training.options import RunOptions
+from resnet_jax.training.options import RunFlags, RunOptions
 
 if TYPE_CHECKING:
     from resnet_jax.training.loop import TrainResult
@@ -99,11 +99,11 @@ def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, RunOpt
     path, rest = split_first(words)
     base = load_recipe(path, network=named_network(rest)) if path else Recipe()
     kind = cast(
-        type[tuple[Recipe, TrainOptions, RunOptions, HostOptions]],
-        tuple[Unnamed[Recipe], Unnamed[TrainOptions], Unnamed[RunOptions], Unnamed[HostOptions]],
+        type[tuple[Recipe, TrainOptions, RunFlags, HostOptions]],
+        tuple[Unnamed[Recipe], Unnamed[TrainOptions], Unnamed[RunFlags], Unnamed[HostOptions]],
     )
-    default = (base, TrainOptions(), RunOptions(), HostOptions())
-    recipe, train_options, options, hosts = parse(
+    default = (base, TrainOptions(), RunFlags(), HostOptions())
+    recipe, train_options, flags, hosts = parse(
         kind, rest, prog="resnet-jax train", description=train.__doc__ or "", default=default
     )
     given = {word.split("=")[0] for word in rest}
@@ -111,6 +111,7 @@ def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, RunOpt
         raise InputError("--seed and --seeds are given; name the seeds with one of them")
     if "--seeds" in given and not train_options.seeds:
         raise InputError("--seeds is empty; give START:STOP, such as 0:5, or seeds such as 0 3 7")
+    options = RunOptions(**vars(flags), return_on_signal=True)
     if train_options.on_corrupt_image == "fail":
         options = replace(options, max_corrupt_fraction=0.0)
     return path, unset_other_length(recipe, base, rest), train_options, options, hosts

@@ -1,9 +1,11 @@
 """A source gives random access to raw examples."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from numpy.typing import ArrayLike
 from resnet_jax.data.image import Preprocessing, decode, resize_to
 from resnet_jax.errors import InputError
 
+# Unreadable examples that a message names
+_NAMED = 10
 # Axes of a sequence, an image and a video without channels, by their number
 AXES = {1: ("l",), 2: ("h", "w"), 3: ("t", "h", "w")}
 
@@ -278,15 +282,16 @@ def as_target(target: Any) -> np.ndarray:
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
 
 
-def _indirect(read: Callable[[int], Example], indices: np.ndarray, index: int) -> Example:
+def _indirect(read: Callable[[int], Any], indices: np.ndarray, index: int) -> Any:
     return read(int(indices[index]))
 
 
 def subset(source: Source, indices: np.ndarray) -> Source:
     """Return the examples at these indices, in this order."""
     labels = None if source.labels is None else source.labels[indices]
+    raw = source.raw and partial(_indirect, source.raw, indices)
     digest = source.digest and partial(_subset_digest, source.digest, indices)
-    return Source(len(indices), source.classes, partial(_indirect, source.read, indices), labels, digest=digest)
+    return Source(len(indices), source.classes, partial(_indirect, source.read, indices), labels, raw, digest)
 
 
 def _subset_digest(digest: Callable[[], str], indices: np.ndarray) -> str:
@@ -320,6 +325,36 @@ def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
         for _ in pool.map(fill, range(0, source.size, rows)):
             pass
     return images, labels
+
+
+def require_readable(source: Source) -> None:
+    """Read all examples, on threads; raise one InputError that names those that cannot be read."""
+    threads = default_threads()
+
+    def errors(start: int) -> list[tuple[int, str]]:
+        found = []
+        for index in range(start, source.size, threads):
+            try:
+                source.read(index)
+            except InputError as error:
+                found.append((index, str(error)))
+        return found
+
+    with ThreadPoolExecutor(threads) as pool:
+        bad = [message for _, message in sorted(itertools.chain(*pool.map(errors, range(threads))))]
+    if bad:
+        others = f"; and {len(bad) - _NAMED:,} more" if len(bad) > _NAMED else ""
+        raise InputError("; ".join(bad[:_NAMED]) + others)
+
+
+@contextmanager
+def all_named(source: Source) -> Iterator[None]:
+    """If an example cannot be read inside, name all that cannot, so that they can be mended at once."""
+    try:
+        yield
+    except InputError:
+        require_readable(source)
+        raise
 
 
 def default_threads() -> int:

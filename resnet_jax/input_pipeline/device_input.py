@@ -4,6 +4,7 @@ Both give the same batches bit for bit. Memory decides which one is used.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from resnet_jax.data.source import Example, Source, as_target, default_threads, to_arrays
+from resnet_jax.data.source import Example, Source, all_named, as_target, default_threads, to_arrays
 from resnet_jax.input_pipeline.host_input import Read, reader, skip_corrupt, stream
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.input_pipeline.sampler import Batch, batch_indices, evaluation_indices
@@ -84,14 +85,16 @@ def open_device_split(
         crop: reads a random crop of the original image.
 
     Raises:
-        InputError: An example cannot be read, and `corrupt` is None.
+        InputError: Examples cannot be read, and `corrupt` is None; all are named.
     """
     read = reader(source, crop)
     if corrupt is not None:
         read = skip_corrupt(read, source.size, corrupt)
     arrays = None
     if crop is None and _fits(source, read(0, 0), loading):
-        pixels = to_arrays(source._replace(read=lambda index: read(index, 0)))
+        # Training images of which too many are corrupt are not read to the end
+        with all_named(source) if corrupt is None else nullcontext():
+            pixels = to_arrays(source._replace(read=lambda index: read(index, 0)))
         arrays = DeviceArrays(*replicate(pixels, mesh))
     threads = default_threads() if loading.num_threads is None else loading.num_threads
     return DeviceSplit(source, read, arrays, mesh, threads)
@@ -152,9 +155,10 @@ def evaluation_batches(split: DeviceSplit, batch_size: int = _EVAL_BATCH) -> Ite
             yield IndexedBatch(split.arrays, place(indices, sharding), place(mask, sharding))
         return
     read = _read(split, lambda number: batches[number][0], range(len(batches)))
-    for rows, (indices, mask) in zip(read, batches, strict=True):
-        images, targets = from_local_rows(rows, split.mesh)
-        yield Batch(images, targets, place(mask, sharding), place(indices, sharding))
+    with all_named(split.source):
+        for rows, (indices, mask) in zip(read, batches, strict=True):
+            images, targets = from_local_rows(rows, split.mesh)
+            yield Batch(images, targets, place(mask, sharding), place(indices, sharding))
 
 
 def _read(

@@ -2,7 +2,9 @@
 
 import faulthandler
 import math
+import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -11,31 +13,48 @@ from contextlib import contextmanager, suppress
 
 import jax
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from resnet_jax.runtime.terminal import silence
+
+# Ctrl-C, the end of a job, a closed terminal, and what Slurm sends before it ends a job (`--signal=USR1@60`)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# The second of these acts at once; a closed terminal may send two, and Slurm one for each process
+_IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int]]:
-    """Yield a function that returns the number of the SIGINT or SIGTERM received, 0 if there is none.
+    """Yield a function that returns the number of the SIGINT, SIGTERM, SIGHUP or SIGUSR1 received, 0 if there is none.
 
-    A second Ctrl-C acts at once, as usual. Outside the main thread, where Python handles no signals, it is always 0.
+    A second Ctrl-C acts at once, as usual. A signal that is ignored, as SIGHUP under nohup, stays ignored. Outside the
+    main thread, where Python handles no signals, it is always 0.
     """
     received = 0
 
     def note(number: int, frame: object) -> None:
         nonlocal received
         received = number
-        signal.signal(number, before[signal.Signals(number)])
+        if number in _IMPATIENT:
+            signal.signal(number, before[signal.Signals(number)])
+        if number == signal.SIGHUP:
+            _silence_closed_terminal()
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: 0
         return
-    before = {number: signal.signal(number, note) for number in _SIGNALS}
+    before = {n: signal.signal(n, note) for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     try:
         yield lambda: received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _silence_closed_terminal() -> None:
+    """Let what is still printed to a terminal that is gone go nowhere, instead of failing before the run is saved."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            if stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not os.isatty(stream.fileno()):
+                silence(stream)
 
 
 def reraise_signal(number: int) -> None:

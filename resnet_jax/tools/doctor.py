@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from resnet_jax.data.source import Source, default_threads
+from resnet_jax.data.source import Source, default_threads, require_readable
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import gather_batch
 from resnet_jax.input_pipeline.host_input import reader, stream
@@ -143,7 +143,18 @@ def examine(
     sources = open_sources(recipe, data_dir)
     setup = make_setup(recipe, sources.dataset, devices)
     samples(setup, sources, samples_at)
-    return [*machine(), *directory(out), *data(sources, eval_split(recipe)), network(setup), *weights(setup)]
+    split = eval_split(recipe)
+    about_data = [*data(sources, split), *unreadable(sources.evaluation, split)]
+    return [*machine(), *directory(out), *about_data, network(setup), *weights(setup)]
+
+
+def unreadable(source: Source, split: str) -> list[Finding]:
+    """Return a finding on the images of the evaluation split that cannot be read, which would end a run."""
+    try:
+        require_readable(source)
+    except InputError as error:
+        return [Finding(f"{split} images", str(error), False)]
+    return []
 
 
 def network(setup: TrainSetup) -> Finding:

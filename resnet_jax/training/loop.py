@@ -26,6 +26,7 @@ from resnet_jax.training.setup import TrainSetup, eval_split
 from resnet_jax.training.state import TrainState, with_ema_params
 from resnet_jax.training.step import StepStatus
 from resnet_jax.training.timer import StepTimer
+from resnet_jax.weights.load import Loaded
 
 # Steps that may be queued on the devices while one is computed
 _QUEUED = 2
@@ -47,9 +48,9 @@ class RunState(NamedTuple):
     timer: dict[str, Any]
     """Of the steps since the last row, as a checkpoint keeps it; empty after a row."""
     rows: list[Row]
-    notes: tuple[str, ...]
-    """On the pretrained weights."""
     log: Log
+    pretrained: Loaded | None = None
+    """Weights that a new run starts from."""
     unevaluated: bool = False
     """The evaluation after the last step failed, so that its row is missing."""
 

@@ -10,8 +10,8 @@ from resnet_jax.input_pipeline.loading import DataLoading
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(DataLoading):
-    """How to run a recipe."""
+class RunFlags(DataLoading):
+    """The options of a run that have a flag."""
 
     devices: int | None = None
     """Devices to use; None is all."""
@@ -38,6 +38,14 @@ class RunOptions(DataLoading):
     """Seconds without a step after which the process writes its stacks and exits with code 1; 0 = never."""
     max_corrupt_fraction: float = 0.01
     """Maximum fraction of training images that may be unreadable and are replaced by the next; 0 stops at the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(RunFlags):
+    """How to run a recipe."""
+
+    return_on_signal: bool = False
+    """Return the result if a signal stopped the run, instead of raising KeyboardInterrupt with its number."""
 
 
 def default_data_dir() -> Path:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from rich.console import Console
 
 from resnet_jax.checkpoint.checkpoint import restore
-from resnet_jax.data.source import Example, Source
+from resnet_jax.data.source import Example, Source, require_readable
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import DeviceSplit, abstract_step_input, open_device_split
 from resnet_jax.input_pipeline.loading import DataLoading
@@ -98,6 +98,7 @@ def train(
         InputError: Recipe, data, devices or directory do not fit each other, and nothing was written; or the loss is no
             longer finite, and earlier checkpoints are kept.
         MachineError: The last checkpoint cannot be written.
+        KeyboardInterrupt: A signal stopped the run, which is saved; its argument is the number of the signal.
 
     Example:
         >>> from resnet_jax import Recipe, train
@@ -124,15 +125,24 @@ def train(
         train_step = compile_once(setup, accum_steps, say)
         splits = open_while_compiling(run, sources, options, corrupt, train_step)
         programs = make_programs(setup, *splits, train_step)
+        write_start(run)
         with watchdog(options.watchdog_seconds) as kick, progress(console) as add_bar:
             last = min(setup.steps, options.stop_at or setup.steps)
             bar = add_bar(f"{out.name} step", recipe.batch_size, run.step, last)
             most = options.max_corrupt_fraction * setup.dataset.train_size
             tick = all_of(kick, corrupt_log(corrupt, most, say), bar)
             loggers = guarded_loggers(log, say)
-            return train_loop(
+            result = train_loop(
                 run, programs, options, key=step_key(setup), loggers=loggers, stop=signal_received, tick=tick
             )
+    return unless_stopped(result, options)
+
+
+def unless_stopped(result: TrainResult, options: RunOptions) -> TrainResult:
+    """Return a result; raise KeyboardInterrupt if a signal stopped the run, so that a loop over runs stops as well."""
+    if result.signal and not options.return_on_signal:
+        raise KeyboardInterrupt(result.signal)
+    return result
 
 
 def all_of(kick: Callable[[], None], log_corrupt: Callable[[], None], bar: Tick) -> Tick:
@@ -147,26 +157,34 @@ def all_of(kick: Callable[[], None], log_corrupt: Callable[[], None], bar: Tick)
 
 
 def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
-    """Restore the newest checkpoint or initialise the state; raise InputError before anything is written."""
+    """Restore the newest checkpoint, or initialise a state, of which nothing is written yet.
+
+    Raises:
+        InputError: Recipe, data or network do not fit what is there.
+    """
     require_same_run(out, setup.recipe, setup.dataset, setup.given)
     sync_hosts("looked at the directory")
     foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
     restored = restore(out / "checkpoints", abstract_train_state(setup), quarantine=True, foreign=foreign, log=log)
-    pretrained = None if restored else load_pretrained(setup)
-    if is_primary_host():
-        init_run_dir(out, setup.recipe, setup.dataset, setup.given, pretrained and pretrained.file)
-    notes = pretrained.notes if pretrained else ()
     if restored is None:
+        pretrained = load_pretrained(setup)
         state = init_train_state(setup, pretrained and pretrained.variables)
-        run = RunState(setup, out, state, 0, {}, {}, [], notes, log)
-    else:
-        state, saved = restored
-        step, totals = int(state.step), known_totals(setup, saved.get("totals", {}))
-        timer, unevaluated = saved.get("timer", {}), bool(saved.get("unevaluated"))
-        run = RunState(setup, out, state, step, totals, timer, saved["rows"], notes, log, unevaluated)
-    restore_metrics(out, run.rows, log)
+        # Its variables are in the state now
+        return RunState(setup, out, state, 0, {}, {}, [], log, pretrained and pretrained._replace(variables={}))
+    state, saved = restored
+    step, totals = int(state.step), known_totals(setup, saved.get("totals", {}))
+    timer, unevaluated = saved.get("timer", {}), bool(saved.get("unevaluated"))
+    restore_metrics(out, saved["rows"], log)
+    return RunState(setup, out, state, step, totals, timer, saved["rows"], log, unevaluated=unevaluated)
+
+
+def write_start(run: RunState) -> None:
+    """Write the run directory, which no refusal leaves behind: nothing is refused after this."""
+    setup = run.setup
+    if is_primary_host():
+        init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, run.pretrained and run.pretrained.file)
+    restore_metrics(run.out, run.rows, run.log)
     sync_hosts("opened the run")
-    return run
 
 
 def known_totals(setup: TrainSetup, saved: Totals) -> Totals:
@@ -180,7 +198,7 @@ def log_start(run: RunState) -> None:
     """Say what is trained, and on which weights."""
     resuming = f"resuming at step {run.step}"
     run.log(f"{resuming if run.step else 'training'}: {headline(run.setup, run.out)}")
-    for note in (*run.notes, *ema_notes(run.setup.recipe, run.setup.steps)):
+    for note in (*(run.pretrained.notes if run.pretrained else ()), *ema_notes(run.setup.recipe, run.setup.steps)):
         run.log(note)
 
 
@@ -196,10 +214,16 @@ def ema_notes(recipe: Recipe, steps: int) -> list[str]:
 def open_splits(
     setup: TrainSetup, sources: Sources, loading: DataLoading, corrupt: dict[int, str]
 ) -> tuple[DeviceSplit, DeviceSplit]:
-    """Open both splits for the devices of a setup; training images that cannot be read are noted in `corrupt`."""
+    """Open both splits for the devices of a setup; training images that cannot be read are noted in `corrupt`.
+
+    Raises:
+        InputError: An image of the evaluation split cannot be read; the first evaluation would fail.
+    """
     crop = original_crop(setup.recipe, sources.train)
-    train = open_device_split(sources.train, setup.mesh, loading, corrupt, crop)
-    return train, open_device_split(sources.evaluation, setup.mesh, loading)
+    evaluation = open_device_split(sources.evaluation, setup.mesh, loading)
+    if evaluation.arrays is None:
+        require_readable(sources.evaluation)
+    return open_device_split(sources.train, setup.mesh, loading, corrupt, crop), evaluation
 
 
 def open_while_compiling(

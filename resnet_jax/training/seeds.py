@@ -50,7 +50,15 @@ from resnet_jax.training.progress import (
     corrupt_log,
     progress,
 )
-from resnet_jax.training.run import all_of, log_start, make_programs, open_splits, restore_or_init
+from resnet_jax.training.run import (
+    all_of,
+    log_start,
+    make_programs,
+    open_splits,
+    restore_or_init,
+    unless_stopped,
+    write_start,
+)
 from resnet_jax.training.setup import (
     BatchLayout,
     Parts,
@@ -106,6 +114,7 @@ def train_seeds(recipe: Recipe, seeds: Sequence[int], out: Path | str, **options
     Raises:
         InputError: As `train`; if a seed cannot continue, after the others have ended.
         MachineError: Likewise.
+        KeyboardInterrupt: As `train`, after the others have stopped.
 
     Example:
         >>> results = train_seeds(Recipe(), range(5), "runs/digits-seeds")  # doctest: +SKIP
@@ -115,7 +124,8 @@ def train_seeds(recipe: Recipe, seeds: Sequence[int], out: Path | str, **options
     for result in ended.values():
         if isinstance(result, Exception):
             raise result
-    return [result for result in ended.values() if isinstance(result, TrainResult)]
+    chosen = options.get("options", RunOptions())
+    return [unless_stopped(result, chosen) for result in ended.values() if isinstance(result, TrainResult)]
 
 
 def train_each_seed(
@@ -366,6 +376,8 @@ def _train_group(
         return ended
     for run in runs.values():
         _programs_on(shared, run.setup.mesh)
+    for run in runs.values():
+        write_start(run)
     most = shared.options.max_corrupt_fraction * shared.sources.dataset.train_size
     log_corrupt = corrupt_log(shared.corrupt, most, shared.log)
     ticks = {seed: all_of(kick, log_corrupt, _bar(shared, run, add_bar)) for seed, run in runs.items()}

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from resnet_jax.data.datasets import found_in, holdout_split, open_split
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import Source, source_digest
+from resnet_jax.data.source import Example, Source, all_named, source_digest
 from resnet_jax.errors import InputError, first_line, unknown
 from resnet_jax.input_pipeline.device_input import gather_batch
+from resnet_jax.input_pipeline.host_input import reader, skip_corrupt
 from resnet_jax.input_pipeline.preprocess import Transform, make_preprocess, require_movable_target
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.models.resnet import ResNet
@@ -138,14 +139,16 @@ def open_sources(
         train, held = (open_split(d.name, n, data_dir, d.num_validation, preprocessing_of(d)) for n in names)
     else:
         train, held = (holdout_split(data[name == "test"], name, d.num_validation, d.name) for name in names)
-    shape = train.read(0).image.shape
-    if held.read(0).image.shape != shape:
+    shape = _first_readable(train).image.shape
+    with all_named(held):
+        held_shape = held.read(0).image.shape
+    if held_shape != shape:
         raise InputError(f"{d.name}: the splits have images of different sizes; set data.image_size to resize them")
     targets = (task or make_task(recipe.loss)).targets
     for source in (train, held):
         targets.check(source)
     train, held = targets.cast(train), targets.cast(held)
-    require_movable_target(recipe.augment, *train.read(0))
+    require_movable_target(recipe.augment, *_first_readable(train))
     # An absolute path, so that the run can be evaluated from any directory
     home = found_in(d.name, data_dir).absolute()
     return Sources(train, held, DatasetInfo(train.classes, shape, train.size, str(home)))
@@ -155,6 +158,10 @@ def with_digest(sources: Sources) -> Sources:
     """Return the sources with the digest of their examples, which tells a run's data from others like it."""
     digest = sha256_of([source_digest(source) for source in (sources.train, sources.evaluation)])
     return sources._replace(dataset=replace(sources.dataset, digest=digest))
+
+
+def _first_readable(source: Source) -> Example:
+    return skip_corrupt(reader(source, None), source.size, {})(0, 0)
 
 
 def make_setup(

@@ -3,12 +3,11 @@
 import argparse
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
-from experiments.script import above_zero, last_row, positive, run
+from experiments.script import above_zero, positive, run
 from resnet_jax.errors import InputError, MachineError
 
 
@@ -19,6 +18,7 @@ from resnet_jax.errors import InputError, MachineError
         (MachineError("disk full"), 1),
         (OSError("gone"), 1),
         (KeyboardInterrupt(), 130),
+        (KeyboardInterrupt(15), 143),
     ],
 )
 def test_what_is_wrong_is_one_line(error, code, monkeypatch, capsys):
@@ -39,13 +39,6 @@ def test_a_finished_script_exits_with_zero():
     with pytest.raises(SystemExit) as ended:
         run(lambda: None, large_pages=False)
     assert ended.value.code == 0
-
-
-def test_an_interrupted_training_has_no_last_row():
-    with pytest.raises(SystemExit) as ended:
-        last_row(SimpleNamespace(signal=15, rows=[]))
-    assert ended.value.code == 143
-    assert last_row(SimpleNamespace(signal=0, rows=[{"step": 1}, {"step": 2}])) == {"step": 2}
 
 
 @pytest.mark.parametrize("word", ["0", "-1", "1.5", "many", "\u0664"])

@@ -46,6 +46,17 @@ def test_the_samples_are_the_first_batch_augmented(tiny, tmp_path):
     assert again.read_bytes() == picture.read_bytes()
 
 
+def test_bad_images_of_the_evaluation_split_are_all_named():
+    def read(index):
+        if index in (2, 5):
+            raise InputError(f"{index}.jpg: damaged")
+        return Example(np.zeros((2, 2, 1), np.uint8), 0)
+
+    (finding,) = doctor.unreadable(Source(9, ("a",), read), "validation")
+    assert finding == ("validation images", "2.jpg: damaged; 5.jpg: damaged", False)
+    assert doctor.unreadable(Source(2, ("a",), read), "test") == []
+
+
 def test_weights_are_looked_for(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.json").write_text(to_json(replace(tiny, model=replace(tiny.model, pretrained="no.pth"))))

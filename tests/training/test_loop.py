@@ -122,7 +122,7 @@ def test_a_signal_ends_the_step_and_saves(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop_module, "training_batches", items)
     before = signal.getsignal(signal.SIGTERM)
-    result = quiet_result(tiny, tmp_path / "run")
+    result = quiet_result(tiny, tmp_path / "run", return_on_signal=True)
     assert (result.step, result.signal) == (6, signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import pytest
 
 from resnet_jax.data.source import Example
 from resnet_jax.errors import InputError
+from resnet_jax.inference.load_run import load_run
 from resnet_jax.recipe import Recipe
 from resnet_jax.training import aot
 from resnet_jax.training import run as run_module
@@ -66,6 +67,31 @@ def test_what_is_wrong_with_the_data_is_said(tiny, tmp_path, capsys):
         train(recipe, tmp_path / "run", options=ONE, data=splits)
 
 
+@pytest.mark.parametrize("cache", [0.0, 2.0])
+def test_bad_images_of_the_evaluation_split_are_named_before_anything_is_written(tiny, tmp_path, cache):
+    """All of them at once, whether the split lies on the devices or is streamed."""
+
+    def damaged(read):
+        def reading(index):
+            if index in (3, 8):
+                raise InputError(f"{index}.jpg: damaged")
+            return read(index)
+
+        return reading
+
+    train_split, held = splits_of(tiny, tmp_path, lambda read: read)
+    recipe = replace(tiny, data=replace(tiny.data, name=""))
+    options = RunOptions(devices=1, device_cache_gib=cache)
+    with pytest.raises(InputError, match=r"^3\.jpg: damaged; 8\.jpg: damaged$"):
+        train(recipe, tmp_path / "run", options=options, data=(train_split, held._replace(read=damaged(held.read))))
+    assert not (tmp_path / "run").exists()
+    originals = replace(recipe.augment, crop_padding=0, random_resized_crop=True, rrc_from="original")
+    recipe = replace(recipe, data=replace(recipe.data, image_size=8), augment=originals)
+    with pytest.raises(InputError, match="keeps no originals"):
+        train(recipe, tmp_path / "run", options=options, data=(train_split, held))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.fixture
 def listening():
     """A process that SIGINT ends, which workers of pytest-xdist are not."""
@@ -83,8 +109,10 @@ def test_a_signal_while_it_compiles_is_not_lost(tiny, tmp_path, monkeypatch, lis
         return compile_within(*given)
 
     monkeypatch.setattr(aot, "compile_within", interrupted)
-    stopped = train(tiny, tmp_path / "run", options=ONE)
-    assert (stopped.signal, stopped.step) == (signal.SIGINT, 1)
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train(tiny, tmp_path / "run", options=ONE)
+    assert stop.value.args == (signal.SIGINT,)
+    assert int(load_run(tmp_path / "run", 1)[1].step) == 1
     assert train(tiny, tmp_path / "run", options=ONE).step == 12
 
 
