@@ -23,6 +23,7 @@ from resnet_jax.cli.report import report
 from resnet_jax.cli.summary import summary
 from resnet_jax.cli.train import train
 from resnet_jax.errors import InputError, MachineError, first_line, unknown
+from resnet_jax.runtime.backend import backend_error
 from resnet_jax.runtime.compilation_cache import enable_compilation_cache
 from resnet_jax.runtime.terminal import flush, log_to_stderr, show, silence
 
@@ -97,6 +98,8 @@ def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
     except (MachineError, OSError) as error:
         return fail(str(error), 1)
     except Exception as error:
+        if isinstance(error, (RuntimeError, AssertionError)) and (missing := backend_error()):
+            return fail(missing, 2)
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
         return fail(f"out of memory ({first_line(error)}); lower --batch-size or use more devices", 1)
