@@ -40,5 +40,5 @@ def doctor(words: list[str]) -> int:
         table.add_row("" if finding.good else "!", finding.what, finding.value)
     show(table)
     bad = sum(not finding.good for finding in findings)
-    show(f"{f'{bad} to mend' if bad else 'all is well'}; look at {options.samples} before you train")
+    show(f"{bad or 'no'} problem{'s' * (bad != 1)}; look at {options.samples} before you train")
     return 0

@@ -52,6 +52,6 @@ def explain(words: list[str]) -> int:
     draw_explanations(found, options.out)
     show(prediction_table([explanation.prediction for explanation in found]))
     cells = " x ".join(map(str, found[0].cells))
-    first = {"probability": "the likeliest class", "output": "the largest output"}[found[0].prediction.measure]
-    show(f"where it sees {options.name or first}, in {cells} cells: {options.out}")
+    first = {"probability": "the most probable class", "output": "the largest output"}[found[0].prediction.measure]
+    show(f"Grad-CAM of {options.name or first}, {cells} cells: {options.out}")
     return 0

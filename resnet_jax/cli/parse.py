@@ -21,6 +21,8 @@ Options = TypeVar("Options")
 _T = TypeVar("_T")
 # Flags without a prefix: --seed, not --recipe.seed
 Unnamed = Annotated[_T, tyro.conf.arg(name="")]
+# Of a 64-bit integer with its sign
+_DIGITS = 20
 
 
 _registry = tyro.constructors.ConstructorRegistry()
@@ -38,6 +40,26 @@ def _network_fields(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construct
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda fields: [json.dumps(dict(fields))],
     )
+
+
+@_registry.primitive_rule
+def _integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Read integers of 64 bits, which is more than any option can use."""
+    if info.type is not int:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=_read_integer,
+        is_instance=lambda value: type(value) is int,
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _read_integer(words: list[str]) -> int:
+    if len(words[0]) > _DIGITS:
+        raise ValueError(f"a number of {len(words[0]):,} digits is too large")
+    return int(words[0])
 
 
 def _read_fields(words: list[str]) -> NetworkFields:

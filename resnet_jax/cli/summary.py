@@ -9,6 +9,9 @@ from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.terminal import show
 
+# Far more than memory has room for
+_MOST = 1 << 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryOptions:
@@ -32,11 +35,11 @@ def summary(words: list[str]) -> int:
 
     for name in ("size", "channels"):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}; it must be positive")
+        if value is not None and not 1 <= value <= _MOST:
+            raise InputError(f"--{name} is {value}; it must be 1 to {_MOST:,}")
     model = create_model(options.model)
-    if options.classes is not None and options.classes < 0:
-        raise InputError(f"--classes is {options.classes}; it must not be negative")
+    if options.classes is not None and not 0 <= options.classes <= 1 << 30:
+        raise InputError(f"--classes is {options.classes}; it must be 0 to {1 << 30:,}")
     if options.classes is not None:
         model = model.clone(num_classes=options.classes)
     *spatial, channels = model.input_shape
@@ -52,6 +55,6 @@ def summary(words: list[str]) -> int:
     parameters, multiply_adds = sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
     show(
         f"{options.model} at {' x '.join(map(str, shape))}: {parameters:,} parameters,"
-        f" {multiply_adds / 1e9:.3f} G multiply-adds an image"
+        f" {multiply_adds / 1e9:.3f} G multiply-adds per image"
     )
     return 0

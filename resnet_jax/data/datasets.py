@@ -107,7 +107,7 @@ def _reader(name: str, preprocessing: Preprocessing) -> Callable[[str, Path], So
             raise InputError(f"data set {name!r} needs a {what.lower()}; give {key}, such as {_EXAMPLES[key]}")
         return partial(DATASETS[key], path=path, preprocessing=preprocessing)
     if name == "arrays":
-        raise InputError("the data of this run were arrays in memory; evaluate it with the arrays: data=...")
+        raise InputError("the data of this run were arrays in memory; give them again, data=SOURCE")
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     refuse_resizing(name, preprocessing)

@@ -18,6 +18,7 @@ from resnet_jax.inference.predict import Prediction, check_files, predict_probs,
 from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.compiler_options import compiler_options
+from resnet_jax.runtime.terminal import printable
 from resnet_jax.training.network import require_resnet
 from resnet_jax.training.setup import Parts, TrainSetup
 from resnet_jax.training.state import TrainState
@@ -167,8 +168,10 @@ def draw_explanations(found: Sequence[Explanation], path: Path) -> None:
     for (left, right), e in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
         left.imshow(e.pixels.squeeze(-1) if e.pixels.shape[-1] == 1 else e.pixels, cmap="gray", vmin=0, vmax=255)
         right.imshow(overlaid(e))
-        left.set_title(e.prediction.image.name, loc="left", fontsize=10)
-        right.set_title(f"{e.name}  {e.prediction.format(e.answer)}", loc="left", fontsize=10, fontweight="bold")
+        # A dollar sign is no formula
+        how: dict[str, Any] = {"loc": "left", "fontsize": 10, "parse_math": False}
+        left.set_title(printable(e.prediction.image.name), **how)
+        right.set_title(printable(f"{e.name}  {e.prediction.format(e.answer)}"), fontweight="bold", **how)
         for axes in (left, right):
             axes.set_axis_off()
     try:

@@ -108,6 +108,11 @@ def predict_probs(setup: TrainSetup, state: TrainState, images: Array) -> Array:
 
 def top_predictions(setup: TrainSetup, image: Path, probs: np.ndarray, topk: int) -> Prediction:
     """Return the `topk` of the probabilities (k,) of an image with their names; numbers stay in order."""
+    if probs.ndim != 1:
+        shape = " x ".join(map(str, probs.shape))
+        raise InputError(
+            f"{image}: the network predicts {shape} values, not one per class; use load_run and model.apply"
+        )
     numbers = setup.task.answers == "numbers"
     order = (np.arange(len(probs)) if numbers else np.argsort(-probs, kind="stable"))[:topk]
     names, values = tuple(setup.dataset.classes[i] for i in order), tuple(float(probs[i]) for i in order)

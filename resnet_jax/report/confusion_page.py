@@ -25,11 +25,11 @@ def answered(variant: RecipeGroup, answers: Predictions | None, *, several: bool
         return []
     wrong = mistakes(answers)
     return [
-        node("h2", f"What is taken for what{f': {variant.label}' if several else ''}"),
+        node("h2", f"Confusion matrix{f': {variant.label}' if several else ''}"),
         node(
             "div",
             node("div", confused(variant.split, answers)),
-            node("div", mistaken(answers, wrong) if wrong else node("p", "Every image is answered rightly.")),
+            node("div", mistaken(answers, wrong) if wrong else node("p", "Every image is classified correctly.")),
             class_="taken",
         ),
     ]
@@ -39,7 +39,7 @@ def confused(split: str, answers: Predictions) -> list[Child]:
     """Return the confusion matrix as a table or, for many classes, a picture and the most confused pairs."""
     matrix, classes, networks = confusion(answers), answers.source.classes, len(answers.answer)
     of = f"{answers.source.size:,} images of the {split} split{f', by {networks} networks' if networks > 1 else ''}"
-    caption = f"All {of}: the class down, the answer across."
+    caption = f"All {of}. Rows: true class, columns: predicted."
     if len(classes) <= NAMED:
         return [matrix_table(matrix, classes, caption)]
     rows: list[list[Child]] = [
@@ -50,7 +50,9 @@ def confused(split: str, answers: Predictions) -> list[Child]:
     return [
         node("figure", shown(heat), node("figcaption", caption), class_="whole") if heat else None,
         table(
-            ["class", "taken for", "times", "share of the class"], rows, caption=f"The most confused pairs, of {of}."
+            ["true class", "predicted", "images", "fraction of the class"],
+            rows,
+            caption=f"The most confused pairs, of {of}.",
         ),
     ]
 
@@ -79,11 +81,11 @@ def mistaken(answers: Predictions, wrong: Sequence[Mistake]) -> list[Child]:
     if not can_show(answers.source.read(wrong[0].place).image):
         return []
     networks = len(answers.answer)
-    text = "The answer for the class, its probability, and the place of the image in the split; the surest come first."
+    text = "Predicted and true class, probability, and index of the image in the split; most confident first."
     if networks > 1:
         text = (
-            f"The answer for the class, its mean probability, how many of the {networks} networks are wrong, and the"
-            " place of the image in the split; what most of them get wrong comes first, and of that the surest."
+            f"Predicted and true class, mean probability, number of the {networks} networks that are wrong, and index"
+            " of the image in the split. Sorted by the number of wrong networks, then by confidence."
         )
     figures = [_figure(answers, one, networks) for one in wrong]
     small = all(figure[0].get("class") == "small" for figure in figures)
@@ -98,10 +100,18 @@ def _figure(answers: Predictions, one: Mistake, networks: int) -> Element:
     label, answer = answers.source.classes[one.label], answers.source.classes[one.answer]
     content, kind, small = thumbnail(answers.source.read(one.place).image)
     class_ = "small" if small else None
-    picture = node("img", src=data_uri(content, kind), alt=f"{label}, taken for {answer}", class_=class_)
+    picture = node("img", src=data_uri(content, kind), alt=f"predicted {answer}, true {label}", class_=class_)
     sure = f"{100 * one.probability:.1f} %"
     place: Child = [f"{sure}, {one.wrong} of {networks}", node("br")] if networks > 1 else f"{sure}, "
-    words: list[Child] = [node("b", answer), f" for {label}", node("br"), place, f"#{one.place}"]
+    words: list[Child] = [
+        "predicted ",
+        node("b", answer),
+        node("br"),
+        f"true {label}",
+        node("br"),
+        place,
+        f"#{one.place}",
+    ]
     return node("figure", picture, node("figcaption", words))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.safe_files import write_atomic
+from resnet_jax.runtime.terminal import printable
 from resnet_jax.tasks.metrics import display_of
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Curve(NamedTuple):
 
 
 def as_written(text: str) -> str:
-    """Return text with escaped dollar signs, which matplotlib would read as formulas."""
-    return text.replace("$", r"\$")
+    """Return text for matplotlib: control characters as escapes, and no dollar signs that it reads as formulas."""
+    return printable(text).replace("$", r"\$")
 
 
 def draw_panel(axes: "Axes", curves: Sequence[Curve], *, title: str, y: str, x: str = "epoch") -> None:

@@ -130,7 +130,7 @@ def curves_of(panel: Panel, variants: Sequence[RecipeGroup]) -> list[Curve]:
             if course is None:
                 continue
             x, y = course.epoch if epochs else course.step, panel.of(course.values)
-            of = "train" if dashed else f"{variant.split}, averages" if averages else variant.split
+            of = "train" if dashed else f"{variant.split}, EMA" if averages else variant.split
             label = f"{variant.label}, {of}" if panel.train else variant.label
             how = (label, color_of(place), dashed, marker_of(place))
             curves.append(Curve(x, y.mean(0), y.min(0), y.max(0), *how))
@@ -202,7 +202,11 @@ def confusion_picture(answers: Sequence[tuple[str, Predictions]]) -> Picture | N
     """Return the confusion matrices with at most 200 classes, side by side; None if there are none."""
     small = [(label, one) for label, one in answers if len(one.source.classes) <= DRAWN]
     return (
-        Picture("confusion", "How often each class is taken for each.", partial(_draw_confusion, small))
+        Picture(
+            "confusion",
+            "Confusion matrix, rows: true class.",
+            partial(_draw_confusion, small),
+        )
         if small
         else None
     )
@@ -239,8 +243,8 @@ def draw_confusion(axes: "Axes", matrix: np.ndarray, classes: Sequence[str]) -> 
     cells[np.diag_indices(len(matrix))] = (*_rgb(COLORS[0]), 0.0)
     cells[..., 3] = strengths(matrix) * (1.0 if len(classes) <= NAMED else 1.5)
     axes.imshow(cells, interpolation="nearest")
-    axes.set_xlabel("answer", color=MUTED)
-    axes.set_ylabel("class", color=MUTED)
+    axes.set_xlabel("predicted class", color=MUTED)
+    axes.set_ylabel("true class", color=MUTED)
     axes.tick_params(color=MUTED, labelcolor=MUTED)
     axes.spines[:].set_color(MUTED)
     if len(classes) > NAMED:

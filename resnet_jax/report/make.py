@@ -103,7 +103,7 @@ def mistakes_png(answers: Sequence[Predictions]) -> bytes | None:
             image = one.source.read(wrong.place).image
             if can_show(image):
                 images.append(image)
-                captions.append(f"{classes[wrong.answer]}\nfor {classes[wrong.label]}")
+                captions.append(f"{classes[wrong.answer]}\ntrue {classes[wrong.label]}")
     if not images:
         return None
     file = io.BytesIO()

@@ -81,10 +81,10 @@ def differences(variants: Sequence[RecipeGroup]) -> list[Child]:
     """Return a table of the fields in which the recipes differ."""
     names, fields = differing_fields(variants), [recipe_fields(variant.runs[0]) for variant in variants]
     if not names:
-        return [node("p", "The recipes are alike; the names of the classes in their data are not.")]
+        return [node("p", "The recipes are the same; the class names of their data differ.")]
     rows: list[list[Child]] = [[name, *(format_value(one[name]) for one in fields)] for name in names]
-    but = ", but for the seeds" if any(len(variant.runs) > 1 for variant in variants) else ""
-    caption = f"All else in the recipes is the same{but}."
+    but = ", except for the seeds" if any(len(variant.runs) > 1 for variant in variants) else ""
+    caption = f"All other fields are the same{but}."
     return [node("h2", "What differs"), table(["field", *named(variants)], rows, caption=caption, class_="fields")]
 
 
@@ -101,10 +101,10 @@ def curves(variants: Sequence[RecipeGroup]) -> list[Child]:
         return []
     text = (
         f"Solid: the whole {held_of(variants)} split. Dashed: training images as they were augmented, with the loss"
-        " that is minimised, averaged since the line of metrics before. A value of 0 lies below these scales."
+        " that is minimised, averaged since the previous row of metrics. A value of 0 lies below these scales."
     )
     if any(map(keeps_ema, variants)):
-        text += " Where averaged weights are kept, solid is of them."
+        text += " For runs with an EMA, solid is the EMA."
     if any(len(variant.counted) > 1 for variant in variants):
         text += " Lines are means over the seeds, in a band from the lowest to the highest."
     legend = node("ul", [node("li", name) for name in named(variants)], class_="legend")

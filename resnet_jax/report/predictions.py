@@ -78,7 +78,7 @@ def collect_predictions(
     As in `resnet-jax evaluate`, they come from the newest intact checkpoint, and from its EMA if it has one.
     """
     if variant.runs[0].task.answers != "ranked":
-        why = "its answers are not exclusive classes"
+        why = "its classes are not exclusive"
         return None, [f"{variant.label}: no confusion matrix and mistakes, because {why}."]
     found: list[Predictions] = []
     notes: list[str] = []
@@ -94,7 +94,7 @@ def collect_predictions(
             continue
         if run.rows and int(state.step) != run.rows[-1]["step"]:
             last = run.rows[-1]["step"]
-            notes.append(f"{run.name}: its answers are of step {int(state.step):,}, its last line of {last:,}.")
+            notes.append(f"{run.name}: predictions are of step {int(state.step):,}, its last row of {last:,}.")
     if not found:
         return None, notes
     answers, probabilities = (np.concatenate([getattr(one, name) for one in found]) for name in Predictions._fields[2:])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, total_steps
 from resnet_jax.run_dir.environment import read_environments
-from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info, read_metrics, read_recipe
+from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info, read_given, read_metrics, read_recipe
 from resnet_jax.tasks.make import make_task
 from resnet_jax.tasks.task import Task
 from resnet_jax.training.setup import eval_split
@@ -71,13 +71,15 @@ class RecipeGroup(NamedTuple):
 def read_runs(paths: Sequence[Path]) -> list[Run]:
     """Return the runs in these directories without duplicates; raise InputError if one cannot be read."""
     if not paths:
-        raise InputError("report: of which runs? name at least one run directory")
+        raise InputError("report: name at least one run directory")
     unlike = list({path.resolve(): path for path in reversed(paths)}.values())[::-1]
     return [_read_run(path, name) for path, name in zip(unlike, short_names(unlike), strict=True)]
 
 
 def _read_run(path: Path, name: str) -> Run:
     recipe, dataset = read_recipe(path), read_dataset_info(path)
+    if "model" in read_given(path):
+        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name="a model given as a value"))
     lines, starts = read_metrics(path), read_environments(path)
     split = eval_split(recipe)
     needed = ("epoch", "lr", f"{split}/loss", "images_per_second", "data_wait_fraction", "train_seconds")
@@ -174,10 +176,10 @@ def notes_on(paths: Sequence[Path], variants: Sequence[RecipeGroup]) -> list[str
     runs = [run for variant in variants for run in variant.runs]
     notes = []
     if len(paths) > len(runs):
-        notes.append("A run that was named more than once counts once.")
+        notes.append("A run that is named twice is counted once.")
     for run in runs:
         if not run.rows:
-            notes.append(f"{run.name} has no line of metrics yet.")
+            notes.append(f"{run.name} has no metrics yet.")
         elif not run.finished:
             step = run.rows[-1]["step"]
             notes.append(f"{run.name} is not finished: step {step:,} of {run.steps:,}.")
@@ -185,13 +187,13 @@ def notes_on(paths: Sequence[Path], variants: Sequence[RecipeGroup]) -> list[str
         left = len([run for run in variant.runs if run.rows]) - len(variant.counted)
         if left:
             done = len(variant.counted)
-            notes.append(f"{variant.label}: the numbers are of the {done} finished of {done + left} runs.")
+            notes.append(f"{variant.label}: {done} of {done + left} runs are finished; only these are counted.")
         steps = sorted({run.rows[-1]["step"] for run in variant.counted})
         if len(steps) > 1:
-            notes.append(f"{variant.label}: the last lines are of steps {steps[0]:,} to {steps[-1]:,}.")
+            notes.append(f"{variant.label}: the last rows are of steps {steps[0]:,} to {steps[-1]:,}.")
         for seed, count in Counter(run.recipe.seed for run in variant.runs).items():
             if count > 1:
-                notes.append(f"{variant.label}: {count} runs have seed {seed}, so they say less than they seem to.")
+                notes.append(f"{variant.label}: {count} runs have seed {seed}; they are not independent.")
     if len({variant.split for variant in variants}) > 1:
-        notes.append("Some runs are measured on validation images, others on the test split: they do not compare.")
+        notes.append("Runs measured on the validation split and on the test split cannot be compared.")
     return notes

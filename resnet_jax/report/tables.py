@@ -181,8 +181,8 @@ def times(variants: Sequence[RecipeGroup]) -> Child:
         for name, variant in zip(named(variants), variants, strict=True)
     ]
     caption = (
-        "Of training alone, without evaluation, compilation and checkpoints. Images a second and the share of the time"
-        " that a step waits for its images are medians over the lines of metrics."
+        "Training alone, without evaluation, compilation and checkpoints. Images per second and the fraction of time"
+        " spent waiting for data are medians over the rows of metrics."
     )
     return table(["recipe", *(column.title for column in columns), "hardware"], rows, caption=caption, class_="numbers")
 

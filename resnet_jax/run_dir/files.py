@@ -110,7 +110,7 @@ def require_given(run: Path, given: tuple[str, ...], needed: Sequence[str] | Non
     for name in sorted({*before, *given}):
         if (name in before) == (name in given) or (needed is not None and name not in needed):
             continue
-        how, hint = ("with", f"give it again, {name}=...") if name in before else ("without", "leave it out")
+        how, hint = ("with", f"give it again, {name}=VALUE") if name in before else ("without", "leave it out")
         raise InputError(f"{run}: was trained {how} its {name} given as a value; {hint}")
 
 
@@ -207,7 +207,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             line = parse_json(text, nonfinite=True)
         except ValueError:
             continue
-        if isinstance(line, dict) and "step" in line:
+        if isinstance(line, dict) and type(line.get("step")) is int:
             lines.append(line)
     return lines
 

@@ -87,12 +87,13 @@ def progress(console: Console) -> Iterator[AddBar]:
 def headline(setup: TrainSetup, out: Path) -> str:
     """Return what is trained, on what, where."""
     device, recipe, hosts = setup.mesh.devices.flat[0].device_kind, setup.recipe, jax.process_count()
+    network = type(setup.model).__name__ if "model" in setup.given else recipe.model.name
     how = f" on {hosts} hosts" if hosts > 1 else ""
     how += f", {setup.grad_accum_steps} microbatches per step" if setup.grad_accum_steps > 1 else ""
     how += ", sharded parameters" if setup.param_sharding == "sharded" else ""
     how += f", given as values: {', '.join(setup.given)}" if setup.given else ""
     return (
-        f"{recipe.model.name} on {recipe.data.name}, {setup.dataset.train_size:,} images,"
+        f"{network} on {recipe.data.name}, {setup.dataset.train_size:,} images,"
         f" {setup.steps:,} steps of {recipe.batch_size}, {setup.mesh.size} x {device}{how}, in {out}"
     )
 

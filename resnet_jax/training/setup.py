@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from resnet_jax.data.datasets import found_in, holdout_split, open_split
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import Example, Source, all_named, source_digest
-from resnet_jax.errors import InputError, first_line, unknown
+from resnet_jax.errors import InputError, first_line
 from resnet_jax.input_pipeline.device_input import gather_batch
 from resnet_jax.input_pipeline.host_input import reader, skip_corrupt
 from resnet_jax.input_pipeline.preprocess import Transform, make_preprocess, require_movable_target
@@ -210,7 +210,7 @@ def select_metrics(task: Task, names: tuple[str, ...]) -> dict[str, Metric]:
     """Return the metrics that a run reports; raise InputError for a name that the task does not have."""
     for name in names:
         if name not in task.metrics:
-            raise unknown("--metrics", name, task.metrics)
+            raise InputError(f"unknown metric {name!r}; --metrics takes {', '.join(task.metrics)}")
     # The monitored one is always measured, for it picks the best checkpoint
     monitored = tuple(name for name, metric in task.metrics.items() if task.monitor in metric.display)
     return select(task.metrics, (*monitored, *(names or task.default_metrics)))

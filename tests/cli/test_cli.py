@@ -148,8 +148,12 @@ def test_epochs_replace_steps_and_steps_replace_epochs(tiny, tmp_path, monkeypat
         (["evaluate"], "Missing from resnet-jax evaluate"),
         (["predict", "nowhere", "x.png"], "x.png: no such image file"),
         (["summary", "resnet51"], "unknown model 'resnet51'; nearest: "),
-        (["summary", "resnet50", "--size", "0"], "--size is 0; it must be positive"),
-        (["summary", "resnet50", "--classes", "-1"], "--classes is -1; it must not be negative"),
+        (["summary", "resnet50", "--size", "0"], "--size is 0; it must be 1 to 65,536"),
+        (["summary", "resnet50", "--classes", "-1"], "--classes is -1; it must be 0 to 1,073,741,824"),
+        (["train", "--steps", "9" * 400], "Error parsing --steps: "),
+        (["train", "--batch-size", "9" * 5000], "--batch-size: a number of 5,000 digits is too large; see resnet-jax"),
+        (["train", "--seeds", "0:999999999999"], "--seeds is '0:999999999999'; give START:STOP"),
+        (["summary", "resnet20", "--size", "9" * 19], "--size is 9999999999999999999; it must be 1 to 65,536"),
         (["list", "--foo", "3"], "unknown field '--foo'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -210,7 +214,7 @@ def test_summary(capsys):
     assert main(["summary", "resnet50"]) == 0
     out = capsys.readouterr().out
     assert "stage4_block3/conv3" in out
-    assert out.endswith("resnet50 at 224 x 224 x 3: 25,557,032 parameters, 4.089 G multiply-adds an image\n")
+    assert out.endswith("resnet50 at 224 x 224 x 3: 25,557,032 parameters, 4.089 G multiply-adds per image\n")
     assert main(["summary", "resnet20", "--size", "8", "--channels", "1", "--classes", "3"]) == 0
     assert "resnet20 at 8 x 8 x 1" in capsys.readouterr().out
 

@@ -1,6 +1,7 @@
 """Grad-CAM: its formula where it can be written down, the pixels that a map speaks of, and the command."""
 
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -16,8 +17,8 @@ from PIL import Image
 from untrained import write_run
 
 from resnet_jax.cli.main import main
-from resnet_jax.inference.explain import explain, grad_cam
-from resnet_jax.inference.predict import predict
+from resnet_jax.inference.explain import Explanation, draw_explanations, explain, grad_cam
+from resnet_jax.inference.predict import Prediction, predict
 from resnet_jax.models.blocks import Bottleneck, PreActBasicBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.stems import CifarStem, PreActCifarStem
@@ -157,12 +158,12 @@ def run(certain, tmp_path, monkeypatch):
 def test_the_command_writes_a_picture_and_says_what_is_in_it(run, capsys):
     assert main(["explain", "run", "a.png", "c.png", "--topk", "2"]) == 0
     out = capsys.readouterr().out
-    assert out.splitlines()[-1] == "where it sees the likeliest class, in 4 x 4 cells: explanation.png"
+    assert out.splitlines()[-1] == "Grad-CAM of the most probable class, 4 x 4 cells: explanation.png"
     assert out.count("%") == 4
     with Image.open("explanation.png") as picture:
         assert picture.height > picture.width  # two rows
     assert main(["explain", "run", "a.png", "--class", "b", "--stage", "1", "--out", "b.png"]) == 0
-    assert "where it sees b, in 8 x 8 cells: b.png" in capsys.readouterr().out
+    assert "Grad-CAM of b, 8 x 8 cells: b.png" in capsys.readouterr().out
     with Image.open("b.png") as picture:
         assert picture.width > picture.height
 
@@ -234,7 +235,16 @@ def test_the_outputs_of_a_regression_are_no_probabilities(tiny, tmp_path, monkey
         assert re.search(r"image +class +output\b", out)
         assert "%" not in out
         assert out.index("down") < out.index("up")
-    assert "where it sees the largest output" in out
+    assert "Grad-CAM of the largest output" in out
     assert main(["predict", "run", "a.png", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert [sorted(each) for each in row["predictions"]] == [["class", "output"]] * 2
+
+
+def test_names_are_drawn_as_they_are_written(tmp_path):
+    """Dollar signs are no formulas, and bytes that are not UTF-8 no error."""
+    image = Path(os.fsdecode(b"\xff$^{$.png"))
+    prediction = Prediction(image, ("$_{$\x1b",), (0.5,))
+    pixels, heat = np.zeros((4, 4, 1), np.uint8), np.zeros((4, 4), np.float32)
+    draw_explanations([Explanation(prediction, "$_{$\x1b", 0.5, pixels, heat, (1, 1))], tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -79,7 +79,7 @@ def test_a_run_without_data_and_checkpoints_is_still_reported(run, undrawn):
     [
         (["nothing"], "nothing: not a run directory (no recipe.json)"),
         (["run", "nothing"], "nothing: not a run directory (no recipe.json)"),
-        ([], "report: of which runs?"),
+        ([], "report: name at least one run directory"),
         (["run", "--out", "full"], "full: holds something else than a report; choose another --out"),
         (["run", "--out", "full/a.txt"], "full/a.txt: is a file; choose another --out"),
         (["run", "--curve"], "unknown field '--curve'; nearest: --curves-only"),

@@ -3,6 +3,7 @@
 import base64
 import re
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -10,7 +11,16 @@ from fabricated import vary, write_run
 
 import resnet_jax.report.nodes
 from resnet_jax.data.source import Example, Source
-from resnet_jax.report.figures import COLORS, DARK, SPEED, curves_of, pictures, quality_panels
+from resnet_jax.report.figures import (
+    COLORS,
+    DARK,
+    SPEED,
+    as_png,
+    confusion_picture,
+    curves_of,
+    pictures,
+    quality_panels,
+)
 from resnet_jax.report.page import Contents, make_page
 from resnet_jax.report.predictions import Predictions
 from resnet_jax.report.runs import group_runs, read_runs
@@ -144,13 +154,22 @@ def test_text_of_users_is_text(tmp_path):
     assert not any("<script" in svg for svg in page.svgs())
 
 
+def test_odd_names_leave_a_page_that_can_be_read(tmp_path):
+    """Control characters, bytes that are not UTF-8, formulas."""
+    odd = "$x^{$\x1b\x00\udcff"
+    page = page_of(write_run(tmp_path / "run", classes=(odd, "b")), answers=[answers((odd, *"bcdefghijklmnopqrst"))])
+    for svg in page.svgs():
+        ElementTree.fromstring(svg)
+    assert as_png(confusion_picture([(odd, answers((odd, "b")))])).startswith(b"\x89PNG")
+
+
 def test_the_matrix_of_few_classes_is_a_table(tmp_path, undrawn):
     page = page_of(write_run(tmp_path / "run"), answers=[answers("abc", [(0, 2), (1, 2)])])
     cells = [a["class"] for a in page.all("td") if a.get("class") in ("right", "wrong", "none")]
     assert cells == ["right", "none", "wrong", "none", "right", "none", "none", "none", "right"]
     assert "All 9 images of the test split" in page.text
     assert page.text.count("75.0 %") == 2  # a picture of each mistake
-    assert [i["alt"] for i in page.all("img") if i.get("class") == "small"] == ["a, taken for c"] * 2
+    assert [i["alt"] for i in page.all("img") if i.get("class") == "small"] == ["predicted c, true a"] * 2
 
 
 @pytest.mark.parametrize(("classes", "pictures"), [(21, 6), (201, 5)])

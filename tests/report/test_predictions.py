@@ -83,7 +83,7 @@ def test_what_is_gone_is_told_and_left_out(run, monkeypatch):
     (variant,) = group_runs(read_runs([run]))
     found, notes = collect_predictions(variant, devices=1)
     assert confusion(found).sum() == 10
-    assert notes == ["run: its answers are of step 4, its last line of 6."]
+    assert notes == ["run: predictions are of step 4, its last row of 6."]
 
     monkeypatch.delitem(DATASETS, "tiny")
     found, (note,) = collect_predictions(variant, devices=1)
@@ -103,9 +103,7 @@ def test_several_outputs_an_image_are_not_confused(run):
         recipe = dataclasses.replace(one.recipe, loss=dataclasses.replace(one.recipe.loss, name=loss))
         found, (note,) = collect_predictions(variant._replace(runs=(one._replace(recipe=recipe),)))
         assert found is None
-        assert note == (
-            f"{variant.label}: no confusion matrix and mistakes, because its answers are not exclusive classes."
-        )
+        assert note == (f"{variant.label}: no confusion matrix and mistakes, because its classes are not exclusive.")
 
 
 def test_confusion_counts_class_and_answer_of_all_networks():

@@ -145,7 +145,10 @@ def test_a_broken_line_hides_no_other(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1}, {"step": 3}]
 
 
-@pytest.mark.parametrize("rest", [b'{"ste', b"[1]\n", b"{}\n", b"\xff\x00\n", b"7"])
+@pytest.mark.parametrize(
+    "rest",
+    [b'{"ste', b"[1]\n", b"{}\n", b"\xff\x00\n", b"7", b'{"step": null}', b'{"step": true}'],
+)
 def test_a_line_cut_short_ends_the_metrics(tmp_path, rest):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + rest)
     assert read_metrics(tmp_path) == [{"step": 1}]

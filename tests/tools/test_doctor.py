@@ -30,7 +30,7 @@ def test_the_whole_report(tiny, tmp_path, monkeypatch, capsys):
     assert "40 of 3 classes, from 13 (b) to 14 (a)" in out
     assert "resnet8, " in out
     assert "12 steps of 16" in out
-    assert out.endswith("all is well; look at samples.png before you train\n")
+    assert out.endswith("no problems; look at samples.png before you train\n")
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "samples.png"}
 
 
@@ -63,7 +63,7 @@ def test_weights_are_looked_for(tiny, tmp_path, monkeypatch, capsys):
     assert main(["doctor", "recipe.json", "--devices", "1"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"! +starts from +no\.pth: no such", out), out
-    assert "1 to mend" in out
+    assert "1 problem; look" in out
 
 
 def test_weights_that_fit(tiny, tmp_path):

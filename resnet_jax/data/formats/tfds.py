@@ -43,7 +43,7 @@ class _Part(NamedTuple):
 
 
 def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Preprocessing = Preprocessing()) -> Source:
-    """TensorFlow Datasets, prepared as ArrayRecord: tfds:mnist, tfds:cifar10:3.0.2, or tfds:PATH of a version.
+    """TensorFlow Datasets as ArrayRecord: tfds:mnist, tfds:cifar10:3.0.2, or tfds:PATH of a version.
 
     A name is looked up in `folder`; PATH is the folder of a version, as in `folder:PATH`. The features must be one
     image and one class label, or `supervised_keys` must name them. The test split is "test", or "validation" if that is
