@@ -36,7 +36,7 @@ from jax.sharding import Mesh
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, load_recipe
 from resnet_jax.training.options import RunOptions
-from resnet_jax.training.seeds import SeedRuns, device_slices, seconds_per_round
+from resnet_jax.training.seed_layout import SeedRuns, device_slices, seconds_per_round
 from resnet_jax.training.setup import BatchLayout, Parts, open_sources
 
 

@@ -6,16 +6,13 @@ own, a seed takes the steps of its single run on as many devices, by the same pr
 """
 
 import itertools
-import math
-import statistics
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -23,17 +20,14 @@ from rich.console import Console
 
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError, MachineError
-from resnet_jax.input_pipeline.device_input import move_to_mesh, training_batches
 from resnet_jax.parallel.multihost import is_primary_host
-from resnet_jax.parallel.sharding import data_mesh, mesh_of, require_divisible_batch
+from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.run_dir.files import is_finished, is_run, require_same_run
 from resnet_jax.run_dir.lock import run_lock
 from resnet_jax.runtime.signals import reraise_signal, stop_signal, watchdog
 from resnet_jax.runtime.threads import run_in_threads
-from resnet_jax.training.aot import compile_once
 from resnet_jax.training.loop import (
-    RunPrograms,
     RunState,
     TrainResult,
     finished_result,
@@ -43,7 +37,6 @@ from resnet_jax.training.loop import (
 from resnet_jax.training.options import RunOptions, default_data_dir, validate_options
 from resnet_jax.training.progress import (
     AddBar,
-    Log,
     RunConsole,
     Tick,
     console_log,
@@ -53,51 +46,28 @@ from resnet_jax.training.progress import (
 from resnet_jax.training.run import (
     all_of,
     log_start,
-    make_programs,
-    open_splits,
     restore_or_init,
     unless_stopped,
     write_start,
 )
+from resnet_jax.training.seed_layout import (
+    SeedLayout,
+    SeedRuns,
+    choose_layout,
+    device_slices,
+    possible_layouts,
+    programs_on,
+)
 from resnet_jax.training.setup import (
     BatchLayout,
     Parts,
-    Sources,
-    abstract_train_state,
     eval_split,
-    init_train_state,
     open_sources,
     setup_training,
     step_key,
     with_digest,
 )
-from resnet_jax.training.stacked import Ended, make_stacked_step, seeds_that_fit, stack_trees, train_stacked
-
-SeedLayout = Literal["auto", "vmap", "devices", "sequential"]
-
-# Steps that are timed to choose a layout, after one that is not
-_ROUNDS = 5
-_WORDS = {"devices": "each on devices of its own", "vmap": "in one program", "sequential": "in sequence"}
-
-
-class SeedRuns(NamedTuple):
-    """What the seeds of a recipe share."""
-
-    recipes: Mapping[int, Recipe]
-    """By seed."""
-    out: Path
-    sources: Sources
-    layout: BatchLayout
-    """Of a batch, for one seed that has all devices."""
-    options: RunOptions
-    parts: Parts
-    loggers: Sequence[Callable[..., None]]
-    log: Log
-    programs: dict[Mesh, RunPrograms]
-    """On the devices that have been used so far."""
-    corrupt: dict[int, str]
-    """Training images that could not be read."""
-    stop: Callable[[], int]
+from resnet_jax.training.stacked import Ended, train_stacked
 
 
 def train_seeds(recipe: Recipe, seeds: Sequence[int], out: Path | str, **options: Any) -> list[TrainResult]:
@@ -215,39 +185,6 @@ def next_seeds_dir(stem: Path, recipe: Recipe, seeds: Sequence[int]) -> Path:
     raise AssertionError("unreachable")
 
 
-def possible_layouts(asked: SeedLayout, count: int, batch_size: int, mesh: Mesh) -> list[str]:
-    """Return the layouts to choose from for `count` seeds on these devices; one if it was asked for.
-
-    On CPUs `vmap` is left to those who ask for it: convolutions become grouped ones, which take longer to compile and
-    about twice the time.
-
-    Raises:
-        InputError: This machine does not have the layout.
-    """
-    if jax.process_count() > 1 and asked in ("devices", "vmap"):
-        raise InputError(f"--seed-layout is {asked}; on several hosts each step takes all devices: leave it out")
-    if asked == "devices" and mesh.size == 1:
-        raise InputError("--seed-layout is devices; there is one device: leave it out, or take vmap")
-    if asked in ("sequential", "vmap") or jax.process_count() > 1:
-        require_divisible_batch(batch_size, mesh)
-    if asked != "auto" or jax.process_count() > 1:
-        return ["sequential" if asked == "auto" else asked]
-    if batch_size % mesh.size:
-        return ["devices"]
-    if count <= 1:
-        return ["sequential"]
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return ["sequential", *(["devices"] if mesh.size > 1 else []), *([] if on_cpu else ["vmap"])]
-
-
-def device_slices(mesh: Mesh, count: int, batch_size: int) -> list[Mesh]:
-    """Return as many equal slices of the devices as there are seeds, or devices; each divides the batch."""
-    devices = list(mesh.devices.flat)
-    slices = min(count, len(devices))
-    size = max(n for n in range(1, len(devices) // slices + 1) if batch_size % n == 0)
-    return [mesh_of(devices[k * size : (k + 1) * size]) for k in range(slices)]
-
-
 def _train(
     shared: SeedRuns, todo: list[int], names: Sequence[str], mesh: Mesh, kick: Callable[[], None], add_bar: AddBar
 ) -> dict[int, Ended]:
@@ -257,7 +194,7 @@ def _train(
         if seed not in todo:
             ended |= _train_group(shared, [seed], [shared.layout.mesh], False, kick, add_bar)
     if todo:
-        name, meshes = _choose(shared, names, len(todo), mesh)
+        name, meshes = choose_layout(shared, names, len(todo), mesh)
         # No seed has taken a step yet
         reraise_signal(shared.stop())
         for other in shared.programs.keys() - set(meshes):
@@ -266,86 +203,6 @@ def _train(
         group, todo = todo[: len(meshes)], todo[len(meshes) :]
         ended |= _train_group(shared, group, meshes, name == "vmap", kick, add_bar)
     return {seed: ended[seed] for seed in shared.recipes if seed in ended}
-
-
-def _choose(shared: SeedRuns, names: Sequence[str], count: int, mesh: Mesh) -> tuple[str, list[Mesh]]:
-    """Return the fastest of the possible layouts, and the devices of the seeds that train at the same time."""
-    batch_size = next(iter(shared.recipes.values())).batch_size
-    meshes = {
-        "sequential": lambda: [mesh],
-        "devices": lambda: device_slices(mesh, count, batch_size),
-        "vmap": lambda: [mesh] * _vmap_group(shared, mesh, count),
-    }
-    layouts = {name: meshes[name]() for name in names}
-    if len(layouts) == 1:
-        return next(iter(layouts.items()))
-    seconds = {name: math.ceil(count / len(m)) * seconds_per_round(shared, m, name) for name, m in layouts.items()}
-    best = min(seconds, key=lambda name: seconds[name])
-    measured = ", ".join(f"{_WORDS[name]} {1000 * taken:.1f} ms" for name, taken in seconds.items())
-    shared.log(f"a step of all {count} seeds: {measured}; training {_WORDS[best]}")
-    return best, layouts[best]
-
-
-def _vmap_group(shared: SeedRuns, mesh: Mesh, count: int) -> int:
-    """Return the number of seeds per program: as many as fit into memory, in groups of about the same size."""
-    programs, (setup, recipe) = _programs_on(shared, mesh), _first_setup(shared, mesh)
-    inputs = next(training_batches(programs.train, recipe, range(1)))
-    fitting = seeds_that_fit(setup, abstract_train_state(setup), inputs, step_key(setup), count)
-    groups = math.ceil(count / fitting)
-    if groups == count > 1:
-        shared.log("two seeds do not fit into the memory of a device: training in sequence")
-    return math.ceil(count / groups)
-
-
-def _first_setup(shared: SeedRuns, mesh: Mesh) -> tuple[Any, Recipe]:
-    recipe = next(iter(shared.recipes.values()))
-    layout = shared.layout._replace(mesh=mesh)
-    setup, _ = setup_training(recipe, shared.sources.dataset, layout, shared.parts, shared.options.metrics)
-    return setup, recipe
-
-
-def seconds_per_round(shared: SeedRuns, meshes: Sequence[Mesh], name: str) -> float:
-    """Return the median time of a step of all seeds of a group, on states that are thrown away."""
-    distinct = list(dict.fromkeys(meshes))
-    setups = [_first_setup(shared, mesh)[0] for mesh in distinct]
-    programs = [_programs_on(shared, mesh) for mesh in distinct]
-    states = [init_train_state(setup) for setup in setups]
-    feeds = [training_batches(p.train, s.recipe, range(1 + _ROUNDS)) for p, s in zip(programs, setups, strict=True)]
-    keys = [step_key(setup) for setup in setups]
-    if name == "vmap":
-        count = len(meshes)
-        states, keys = [stack_trees([states[0]] * count)], [stack_trees([keys[0]] * count)]
-        stacked = make_stacked_step(setups[0])
-    seconds = []
-    for _ in range(1 + _ROUNDS):
-        start, statuses = time.perf_counter(), []
-        for place, (state, feed, key) in enumerate(zip(states, feeds, keys, strict=True)):
-            inputs = next(feed)
-            if name == "vmap":
-                states[place], status = stacked(state, [inputs] * len(meshes), key)
-            else:
-                step, compiling = programs[place].train_step(0, (state, inputs, key))
-                start += compiling
-                states[place], status = step(state, inputs, key)
-            statuses.append(status)
-        jax.block_until_ready(statuses)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
-
-
-def _programs_on(shared: SeedRuns, mesh: Mesh) -> RunPrograms:
-    """Return data and programs on these devices; data is read once, and copied from the devices that have it."""
-    if mesh not in shared.programs:
-        recipe = next(iter(shared.recipes.values()))
-        layout = shared.layout._replace(mesh=mesh)
-        setup, accum = setup_training(recipe, shared.sources.dataset, layout, shared.parts, shared.options.metrics)
-        if shared.programs:
-            first = next(iter(shared.programs.values()))
-            splits = move_to_mesh(first.train, mesh), move_to_mesh(first.evaluation, mesh)
-        else:
-            splits = open_splits(setup, shared.sources, shared.options, shared.corrupt)
-        shared.programs[mesh] = make_programs(setup, *splits, compile_once(setup, accum, shared.log))
-    return shared.programs[mesh]
 
 
 def _train_group(
@@ -375,7 +232,7 @@ def _train_group(
     if not runs:
         return ended
     for run in runs.values():
-        _programs_on(shared, run.setup.mesh)
+        programs_on(shared, run.setup.mesh)
     for run in runs.values():
         write_start(run)
     most = shared.options.max_corrupt_fraction * shared.sources.dataset.train_size
@@ -444,7 +301,7 @@ def _train_vmap(shared: SeedRuns, runs: Mapping[int, RunState], ticks: Mapping[i
         shared.programs[next(iter(ready.values())).setup.mesh],
         shared.options,
         keys=[step_key(run.setup) for run in ready.values()],
-        loggers=[shared.loggers] * len(ready),
+        loggers=shared.loggers,
         stop=shared.stop,
         ticks=[ticks[seed] for seed in ready],
         ended=lambda number, error: shared.log(f"seed {seeds[number]}: {error}"),

@@ -5,8 +5,9 @@ The states stay stacked between steps. Each seed equals its single run up to rou
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from resnet_jax.checkpoint.checkpoint import open_checkpoints
+from resnet_jax.checkpoint.checkpoint import Checkpoints, open_checkpoints
 from resnet_jax.errors import InputError, MachineError
 from resnet_jax.input_pipeline.device_input import IndexedBatch, StepInput, training_batches
 from resnet_jax.parallel.sharding import replicated
@@ -98,13 +99,30 @@ def seeds_that_fit(setup: TrainSetup, abstract: Any, inputs: StepInput, key: Arr
     return 1
 
 
+@dataclass(eq=False)
+class _Seed:
+    """One of the seeds, between two steps of all."""
+
+    run: RunState
+    key: Array
+    loggers: Sequence[Logger]
+    tick: Tick
+    batches: Iterator[StepInput]
+    checkpoints: Checkpoints
+    totals: Totals
+    timer: StepTimer
+    pending: deque[Any] = field(default_factory=deque)
+    result: Ended | None = None
+    """Once it has ended."""
+
+
 def train_stacked(
     runs: Sequence[RunState],
     programs: RunPrograms,
     options: RunOptions,
     *,
     keys: Sequence[Array],
-    loggers: Sequence[Sequence[Logger]],
+    loggers: Sequence[Logger],
     stop: Callable[[], int],
     ticks: Sequence[Tick],
     ended: Callable[[int, InputError | MachineError], None],
@@ -118,117 +136,116 @@ def train_stacked(
         programs: data and programs that they share.
         options: when to evaluate, save and stop.
         keys: `step_key` of each.
-        loggers: of each.
+        loggers: called with each row of any of them.
         stop: returns the number of a signal that asked to stop, or 0.
         ticks: called after each step, one per seed.
-        ended: told of an error as soon as it ends a seed.
+        ended: called with the number of a seed and its error as soon as the error ends it.
     """
     setup, step = runs[0].setup, runs[0].step
     last = min(setup.steps, options.stop_at or setup.steps)
-    results: dict[int, Ended] = {}
-    totals: list[Totals] = [run.totals for run in runs]
-    timers = [StepTimer(**{"first_step": step, **run.timer}) for run in runs]
-    pending: list[deque[Any]] = [deque() for _ in runs]
-    # Places of the seeds in the stacked state; the input of a seed that has ended is still read until it is taken out
-    active, states = list(range(len(runs))), stack_trees([run.state for run in runs])
-    batches = [training_batches(programs.train, run.setup.recipe, range(step, last)) for run in runs]
     compiled: dict[tuple[int, int | None], Any] = {}
     with ExitStack() as stack:
-        writers = [
-            stack.enter_context(open_checkpoints(run.out / "checkpoints", keep=options.keep_checkpoints, best=True))
-            for run in runs
+        seeds = [
+            _open_seed(stack, run, programs, options, last, key=key, loggers=loggers, tick=tick)
+            for run, key, tick in zip(runs, keys, ticks, strict=True)
         ]
 
-        def attempt(number: int, call: Callable[[], None]) -> None:
+        def attempt(seed: _Seed, call: Callable[..., None], *args: Any) -> None:
             try:
-                call()
+                call(seed, *args)
             except (InputError, MachineError) as error:
-                results[number] = error
-                ended(number, error)
+                seed.result = error
+                ended(seeds.index(seed), error)
 
-        while step < last and len(results) < len(runs):
-            inputs = [timers[number].wait(batches[number]) for number in active]
-            size = train_size_at(setup.recipe, setup.dataset.train_size, step)
-            with ExitStack() as paused:
-                if (len(active), size) not in compiled:
-                    compiled[len(active), size] = make_stacked_step(setup, size)
-                    # The first call compiles
-                    pause(paused, timers)
-                stacked = compiled[len(active), size]
-                states, statuses = stacked(states, inputs, jnp.stack([keys[number] for number in active]))
+        # The input of a seed that has ended is still read until it is taken out of the stacked states
+        active, states = seeds, stack_trees([run.state for run in runs])
+        while step < last and any(seed.result is None for seed in seeds):
+            inputs = [seed.timer.wait(seed.batches) for seed in active]
+            program = len(active), train_size_at(setup.recipe, setup.dataset.train_size, step)
+            # The first call compiles
+            with _paused(() if program in compiled else active):
+                if program not in compiled:
+                    compiled[program] = make_stacked_step(setup, program[1])
+                states, statuses = compiled[program](states, inputs, jnp.stack([seed.key for seed in active]))
             step, signal = step + 1, stop()
             evaluate_now = is_due(setup, step, options.eval_every) or step == setup.steps
             save_now = is_due(setup, step, options.checkpoint_every) or step == last or bool(signal)
-            keep = 0 if evaluate_now or save_now else _QUEUED
-            alive = [(place, number) for place, number in enumerate(active) if number not in results]
-            for place, number in alive:
-                pending[number].append((step, seed_of(statuses, place), None))
-                attempt(number, partial(_drain, runs, totals, pending, number, keep))
-                values = partial(train_values, setup, totals[number])
-                attempt(number, partial(ticks[number], step, values))
-            for place, number in alive:
-                if number not in results and (evaluate_now or save_now):
-                    one = partial(
-                        _between, runs, programs, options, loggers, writers, totals, timers, results, number=number
+            for place, seed in enumerate(active):
+                if seed.result is None:
+                    attempt(
+                        seed, _read_status, step, seed_of(statuses, place), 0 if evaluate_now or save_now else _QUEUED
                     )
-                    state = seed_of(states, place)
-                    with ExitStack() as paused:
-                        pause(paused, timers[:number] + timers[number + 1 :])
-                        attempt(number, partial(one, state, step, last, signal, evaluate_now, save_now))
+            for place, seed in enumerate(active):
+                if seed.result is None and (evaluate_now or save_now):
+                    due = step == last or bool(signal), evaluate_now, save_now
+                    with _paused(other for other in active if other is not seed):
+                        attempt(seed, _between, programs, options, seed_of(states, place), step, signal, *due)
             if evaluate_now:
-                left = [(place, number) for place, number in alive if number not in results]
+                left = [place for place, seed in enumerate(active) if seed.result is None]
                 if left and len(left) < len(active):
-                    states = jax.tree.map(lambda leaf: leaf[jnp.array([place for place, _ in left])], states)  # noqa: B023
-                active = [number for _, number in left]
+                    states = jax.tree.map(lambda leaf: leaf[jnp.array(left)], states)  # noqa: B023
+                active = [active[place] for place in left]
             if signal:
                 break
-    return [results[number] for number in range(len(runs))]
+    return [seed.result for seed in seeds if seed.result is not None]
 
 
-def pause(stack: ExitStack, timers: Sequence[StepTimer]) -> None:
-    """Pause timers until the stack is left."""
-    for timer in timers:
-        stack.enter_context(timer.paused())
+def _open_seed(
+    stack: ExitStack, run: RunState, programs: RunPrograms, options: RunOptions, last: int, **about: Any
+) -> _Seed:
+    return _Seed(
+        run=run,
+        batches=training_batches(programs.train, run.setup.recipe, range(run.step, last)),
+        checkpoints=stack.enter_context(
+            open_checkpoints(run.out / "checkpoints", keep=options.keep_checkpoints, best=True)
+        ),
+        totals=run.totals,
+        timer=StepTimer(**{"first_step": run.step, **run.timer}),
+        **about,
+    )
 
 
-def _drain(runs: Sequence[RunState], totals: list[Totals], pending: list[deque[Any]], number: int, keep: int) -> None:
-    totals[number], _ = drain(runs[number], totals[number], pending[number], keep=keep)
+@contextmanager
+def _paused(seeds: Iterable[_Seed]) -> Iterator[None]:
+    """Pause the timers of these seeds."""
+    with ExitStack() as stack:
+        for seed in seeds:
+            stack.enter_context(seed.timer.paused())
+        yield
+
+
+def _read_status(seed: _Seed, step: int, status: Any, keep: int) -> None:
+    """Queue the status of a step, and read all but the newest."""
+    seed.pending.append((step, status, None))
+    seed.totals, _ = drain(seed.run, seed.totals, seed.pending, keep=keep)
+    seed.tick(step, partial(train_values, seed.run.setup, seed.totals))
 
 
 def _between(
-    runs: Sequence[RunState],
+    seed: _Seed,
     programs: RunPrograms,
     options: RunOptions,
-    loggers: Sequence[Sequence[Logger]],
-    writers: Sequence[Any],
-    totals: list[Totals],
-    timers: list[StepTimer],
-    results: dict[int, Ended],
     state: TrainState,
     step: int,
-    last: int,
     signal: int,
+    end: bool,
     evaluate_now: bool,
     save_now: bool,
-    *,
-    number: int,
 ) -> None:
     """Evaluate and save one seed after a step; note its result if it ends there."""
-    run, task = runs[number], runs[number].setup.task
-    split, reached = eval_split(run.setup.recipe), None
+    run, task, split, reached = seed.run, seed.run.setup.task, eval_split(seed.run.setup.recipe), None
+    keep = partial(save_or_continue, seed.checkpoints, run, state, step)
     if evaluate_now:
         try:
-            evaluate_and_log(run, programs, state, step, totals[number], timers[number], loggers[number])
+            evaluate_and_log(run, programs, state, step, seed.totals, seed.timer, seed.loggers)
         except InputError:
-            save_or_continue(
-                writers[number], run, state, step, totals[number], timers[number], last=True, unevaluated=True
-            )
+            keep(seed.totals, seed.timer, last=True, unevaluated=True)
             raise
-        totals[number], timers[number] = {}, StepTimer(step)
+        seed.totals, seed.timer = {}, StepTimer(step)
         reached = first_reaching(run.rows[-1:], split, task, options.target_metric)
-    end = step == last or bool(signal) or reached is not None
+    end = end or reached is not None
     if save_now or end or (evaluate_now and is_best(run.rows, split, task)):
-        save_or_continue(writers[number], run, state, step, totals[number], timers[number], last=end)
+        keep(seed.totals, seed.timer, last=end)
     if end:
         state = jax.device_put(state, shardings(run.setup))
-        results[number] = TrainResult(state, step, run.setup.steps, split, run.rows, signal, reached)
+        seed.result = TrainResult(state, step, run.setup.steps, split, run.rows, signal, reached)

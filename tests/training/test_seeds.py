@@ -22,10 +22,12 @@ from resnet_jax.input_pipeline.device_input import open_device_split, training_b
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.run_dir.files import read_recipe
 from resnet_jax.training import loop as loop_module
+from resnet_jax.training import seed_layout
 from resnet_jax.training import seeds as seeds_module
 from resnet_jax.training import stacked as stacked_module
 from resnet_jax.training.options import RunOptions
-from resnet_jax.training.seeds import device_slices, possible_layouts, train_each_seed, train_seeds
+from resnet_jax.training.seed_layout import device_slices, possible_layouts
+from resnet_jax.training.seeds import train_each_seed, train_seeds
 from resnet_jax.training.setup import (
     abstract_train_state,
     init_train_state,
@@ -271,9 +273,7 @@ def test_the_fastest_layout_is_measured_and_told(tiny, tmp_path, monkeypatch):
     _, said = several(train_each_seed, grouped, range(2), tmp_path / "x", devices=2)
     assert "a step of all 2 seeds: in sequence " in said
     assert ", each on devices of its own " in said
-    monkeypatch.setattr(
-        seeds_module, "seconds_per_round", lambda shared, meshes, name: 0.5 if len(meshes) == 1 else 0.9
-    )
+    monkeypatch.setattr(seed_layout, "seconds_per_round", lambda shared, meshes, name: 0.5 if len(meshes) == 1 else 0.9)
     results, said = several(train_each_seed, grouped, range(2), tmp_path / "y", devices=2)
     assert "in sequence 1000.0 ms, each on devices of its own 900.0 ms; training each on devices" in said
     assert all(len(x.state.step.shape) == 0 for x in results.values())
