@@ -56,8 +56,8 @@ def synthetic(split: str, folder: Path) -> Source:
     return from_arrays(images, labels, [f"pattern {i}" for i in range(10)])
 
 
-# Functions of (split, folder); if the name has a colon, of (split, folder, path, preprocessing). `resnet-jax list`
-# shows the first lines of their docstrings.
+# Functions of (split, folder); if the name has a colon, of (split, folder, path, preprocessing), and of test_split if
+# test splits can be chosen. `resnet-jax list` shows the first lines of their docstrings.
 DATASETS: dict[str, Callable[..., Source]] = {
     "digits": digits,
     "cifar10": cifar10,
@@ -75,14 +75,19 @@ _EXAMPLES = {
 
 
 def open_split(
-    name: str, split: str, folder: Path, validation: int = 0, preprocessing: Preprocessing = Preprocessing()
+    name: str,
+    split: str,
+    folder: Path,
+    validation: int = 0,
+    preprocessing: Preprocessing = Preprocessing(),
+    test_split: str | None = None,
 ) -> Source:
     """Open a split; `validation` training images, always the same ones, form the validation split.
 
-    `preprocessing` resizes images. Raises InputError if a name is unknown, the data set takes no preprocessing, or
-    `validation` leaves no training images.
+    `preprocessing` resizes images, and `test_split` names the folder or split to test on. Raises InputError if a name
+    is unknown, the data set takes no preprocessing or has one test split, or `validation` leaves no training images.
     """
-    read = _reader(name, preprocessing)
+    read = _reader(name, preprocessing, test_split)
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     return holdout_split(read("test" if split == "test" else "train", folder), split, validation, name)
@@ -98,14 +103,17 @@ def holdout_split(source: Source, split: str, validation: int, name: str) -> Sou
     return subset(source, np.sort(order[-validation:] if split == "validation" else order[:-validation]))
 
 
-def _reader(name: str, preprocessing: Preprocessing) -> Callable[[str, Path], Source]:
+def _reader(name: str, preprocessing: Preprocessing, test_split: str | None) -> Callable[[str, Path], Source]:
     """Return the function of (split, folder) for a name."""
     key, path = _key(name), name.partition(":")[2]
+    if test_split and DATASETS.get(key) not in (image_folder, tensorflow_datasets):
+        raise InputError(f"data.test_split is {test_split}; {name} has one test split, leave data.test_split out")
     if key:
         if not path:
             what = key.partition(":")[2]
             raise InputError(f"data set {name!r} needs a {what.lower()}; give {key}, such as {_EXAMPLES[key]}")
-        return partial(DATASETS[key], path=path, preprocessing=preprocessing)
+        choice = {"test_split": test_split} if test_split else {}
+        return partial(DATASETS[key], path=path, preprocessing=preprocessing, **choice)
     if name == "arrays":
         raise InputError("the data of this run were arrays in memory; give them again, data=SOURCE")
     if name not in DATASETS:

@@ -95,7 +95,10 @@ def prepare_data(
     plans = [plan for split, source in sources.items() for plan in _plans(split, source.size, packing.shards)]
     manifest = _start(out, _settings(name, packing, sources), sources["train"].classes, list(sources))
     shards = {shard.file: shard for of_split in manifest.splits.values() for shard in of_split}
-    bar = _progress(console or Terminal(), sum(source.size for source in sources.values()))
+    console = console or Terminal()
+    for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    bar = _progress(console, sum(source.size for source in sources.values()))
     with bar as bump, _threads(num_threads or default_threads()) as pool:
         for plan in plans:
             if plan.file in shards and _is_whole(out, shards[plan.file]):

@@ -63,6 +63,8 @@ class Source(NamedTuple):
     """Function that returns the input of `read` before decoding, to pack files without loss."""
     digest: Callable[[], str] | None = None
     """Function that returns a digest of all examples; replace it with `read`. None: a sample stands for them."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the split: files that were passed over, a choice between folders."""
 
 
 def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
@@ -291,7 +293,8 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     labels = None if source.labels is None else source.labels[indices]
     raw = source.raw and partial(_indirect, source.raw, indices)
     digest = source.digest and partial(_subset_digest, source.digest, indices)
-    return Source(len(indices), source.classes, partial(_indirect, source.read, indices), labels, raw, digest)
+    read = partial(_indirect, source.read, indices)
+    return Source(len(indices), source.classes, read, labels, raw, digest, source.notes)
 
 
 def _subset_digest(digest: Callable[[], str], indices: np.ndarray) -> str:

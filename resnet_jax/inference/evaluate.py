@@ -82,7 +82,7 @@ def open_eval_source(run: Path | str, setup: TrainSetup, split: str, data_dir: P
     if split == "validation" and not data.num_validation:
         raise InputError(f"{run}: no validation images are held out; use --split test")
     folder = data_dir or Path(setup.dataset.data_dir)
-    source = open_split(data.name, split, folder, data.num_validation, preprocessing_of(data))
+    source = open_split(data.name, split, folder, data.num_validation, preprocessing_of(data), data.test_split)
     _require_same_data(run, setup, source)
     return source
 

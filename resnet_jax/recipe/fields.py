@@ -88,6 +88,9 @@ class Data:
     num_validation: Annotated[int, NON_NEGATIVE] = 0
     """Number of training images held out for validation, always the same ones. If positive, a run is evaluated on
     them and not on the test split."""
+    test_split: str | None = None
+    """Folder or TFDS split to test on, such as val. None is the first of test, val, valid and validation that has the
+    classes of the training images."""
     mean: tuple[float, ...] = (0.5,)
     """Mean of the pixels, scaled to 0 to 1; one number, or one per channel."""
     std: Annotated[tuple[float, ...], POSITIVE] = (0.5,)

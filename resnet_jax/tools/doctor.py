@@ -83,7 +83,8 @@ def data(sources: Sources, split: str) -> list[Finding]:
                 not rare,
             )
         )
-    return [*findings, Finding("image size", " x ".join(map(str, sources.dataset.image_shape)))]
+    notes = [Finding("data", note) for note in sources.notes()]
+    return [*findings, *notes, Finding("image size", " x ".join(map(str, sources.dataset.image_shape)))]
 
 
 def class_counts(source: Source) -> np.ndarray:

@@ -121,6 +121,8 @@ def train(
             say(f"{out}: already {'finished' if done.step == done.steps else f'at step {done.step}'}, nothing trained")
             return done
         log_start(run)
+        for note in sources.notes():
+            say(note)
         corrupt: dict[int, str] = {}
         train_step = compile_once(setup, accum_steps, say)
         splits = open_while_compiling(run, sources, options, corrupt, train_step)

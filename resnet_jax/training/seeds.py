@@ -153,6 +153,8 @@ def train_each_seed(
             require_same_run(run_of(out, seed), recipes[seed], sources.dataset, parts.given())
         console = console or RunConsole(quiet=not is_primary_host())
         say = console_log(console)
+        for note in sources.notes():
+            say(note)
         shared = SeedRuns(
             recipes, out, sources, layout, options, parts, guarded_loggers(log, say), say, {}, {}, signal_received
         )

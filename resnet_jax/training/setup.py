@@ -109,6 +109,10 @@ class Sources(NamedTuple):
     """The validation split, or the test split if there is none."""
     dataset: DatasetInfo
 
+    def notes(self) -> tuple[str, ...]:
+        """Return what people should know of the splits, each line once."""
+        return tuple(dict.fromkeys((*self.train.notes, *self.evaluation.notes)))
+
 
 def preprocessing_of(data: Data) -> Preprocessing:
     """Return the preprocessing of a recipe as a record."""
@@ -136,7 +140,9 @@ def open_sources(
     """
     d, names = recipe.data, ("train", eval_split(recipe))
     if data is None:
-        train, held = (open_split(d.name, n, data_dir, d.num_validation, preprocessing_of(d)) for n in names)
+        train, held = (
+            open_split(d.name, n, data_dir, d.num_validation, preprocessing_of(d), d.test_split) for n in names
+        )
     else:
         train, held = (holdout_split(data[name == "test"], name, d.num_validation, d.name) for name in names)
     shape = _first_readable(train).image.shape

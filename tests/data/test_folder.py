@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from runs import quietly
 
 from resnet_jax.data.datasets import found_in, open_split
 from resnet_jax.data.formats.folder import image_folder
@@ -16,8 +18,6 @@ from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.recipe import Data
-from resnet_jax.training.options import RunOptions
-from resnet_jax.training.run import train
 from resnet_jax.training.setup import open_sources
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
@@ -56,6 +56,63 @@ def test_a_test_folder_goes_before_val(tmp_path):
     layout(tmp_path, "val")
     layout(tmp_path, "test", count=1)
     assert image_folder("test", Path(), str(tmp_path), Preprocessing(image_size=8)).size == 2
+
+
+def test_a_test_folder_that_is_flat_or_empty_or_of_other_classes_leaves_val_usable(tmp_path):
+    layout(tmp_path, "val")
+    for case in ("flat", "empty", "unlabelled"):
+        test = tmp_path / "test"
+        test.mkdir()
+        if case == "flat":
+            put(test / "1.png")
+        for name in {"flat": (), "empty": ("ant", "bee"), "unlabelled": ("unknown",)}[case]:
+            (test / name).mkdir()
+        if case == "unlabelled":
+            put(test / "unknown" / "1.png")
+        source = open_split("folder:.", "test", tmp_path)
+        assert levels(source) == list(range(8))
+        assert source.notes[0].startswith(f"the test split is {tmp_path / 'val'}: {test}"), case
+        assert open_split("folder:.", "train", tmp_path).size == 8
+        shutil.rmtree(test)
+    assert open_split("folder:.", "test", tmp_path).notes == ()
+
+
+def test_the_folder_to_test_on_is_said_and_can_be_chosen(tmp_path, tiny):
+    layout(tmp_path, "val")
+    layout(tmp_path, "test", count=1)
+    source = open_split("folder:.", "test", tmp_path)
+    assert source.notes == (f"the test split is {tmp_path / 'test'}: val/ can be chosen by data.test_split",)
+    recipe = replace(tiny, data=Data(name="folder:.", test_split="val"))
+    sources = open_sources(recipe, tmp_path)
+    assert (sources.evaluation.size, sources.notes()) == (8, ())
+    held = open_sources(replace(recipe, data=Data(name="folder:.", num_validation=2)), tmp_path)
+    assert (held.evaluation.size, held.notes()) == (2, ())
+    with pytest.raises(InputError, match=r"tset: no such folder; expected train/CLASS"):
+        open_split("folder:.", "test", tmp_path, test_split="tset")
+    with pytest.raises(InputError, match=r"data.test_split is val; digits has one test split, leave data.test_split"):
+        open_split("digits", "test", tmp_path, test_split="val")
+
+
+def test_files_that_are_passed_over_are_counted(tmp_path):
+    layout(tmp_path, count=2)
+    for name in ("ant/a.heic", "ant/deep/b.heic", "bee/notes.txt", "loose.png", "ant/.hidden"):
+        (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / name).write_bytes(b"")
+    message = f"{tmp_path / 'train'}: passed over 4 files that are not images in the folder of a class: 2 .heic"
+    for split in ("train", "validation"):
+        (note,) = open_split("folder:.", split, tmp_path, 1).notes
+        assert note.startswith(message)
+    assert open_split("folder:.", "test", tmp_path).notes == ()
+
+
+def test_less_common_suffixes_are_read(tmp_path):
+    folder = tmp_path / "train" / "all"
+    folder.mkdir(parents=True)
+    for suffix, kind in {"jfif": "JPEG", "jpe": "JPEG", "avif": "AVIF", "ppm": "PPM", "jp2": "JPEG2000"}.items():
+        Image.fromarray(RGB).save(folder / f"a.{suffix}", kind)
+    Image.fromarray(RGB[..., 0]).save(folder / "a.PGM", "PPM")
+    images, _ = to_arrays(image_folder("train", tmp_path, "."))
+    assert images.shape == (6, 12, 10, 3)
 
 
 def test_the_order_is_that_of_the_names(tmp_path):
@@ -159,7 +216,7 @@ def test_an_empty_class_is_named(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir()
         (tmp_path / split / "cat" / "notes.txt").write_text("none yet")
-    with pytest.raises(InputError, match=r"train/cat: no images here \(\.bmp, .*; add some or remove the class"):
+    with pytest.raises(InputError, match=r"train/cat: no images here \(\.avif, .*; add some or remove the class"):
         image_folder("train", tmp_path, ".", Preprocessing(image_size=8))
 
 
@@ -263,8 +320,10 @@ def test_a_broken_image_is_named_the_first_of_several(tmp_path):
 def test_a_run_finds_its_images_again_and_knows_its_classes(tmp_path, tiny, monkeypatch):
     layout(tmp_path / "pets", count=8)
     recipe = replace(tiny, data=Data(name="folder:pets", image_size=8), steps=4)
+    (tmp_path / "pets" / "train" / "ant" / "a.heic").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
-    result = train(recipe, tmp_path / "run", options=RunOptions(data_dir=Path("data"), devices=1))
+    result, said = quietly(recipe, tmp_path / "run", data_dir=Path("data"))
+    assert "pets/train: passed over 1 files that are not images in the folder of a class: 1 .heic" in said
     monkeypatch.chdir("/")
     step, values = evaluate(tmp_path / "run", devices=1)
     assert (step, values["count"], values["errors"]) == (4, 16, result.rows[-1]["test/errors"])

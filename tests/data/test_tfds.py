@@ -125,6 +125,21 @@ def test_the_validation_split_is_the_test_split_where_there_is_none(tmp_path):
         open_split(f"tfds:{home}", "test", tmp_path)
 
 
+def test_a_test_split_without_labels_leaves_the_validation_split(tmp_path):
+    unlabelled = [row | {"label": -1} for row in rows(3)]
+    home = build(tmp_path / "a", splits={"train": rows(4), "validation": rows(2), "test": unlabelled})
+    source = open_split(f"tfds:{home}", "test", tmp_path)
+    assert source.size == 2
+    assert source.notes == (f"the test split is validation of {home}: test has no labels",)
+    home = build(tmp_path / "b", splits={"train": rows(4), "validation": rows(2), "test": rows(3)})
+    source = open_split(f"tfds:{home}", "test", tmp_path)
+    assert source.size == 3
+    assert source.notes == (f"the test split is test of {home}: validation can be chosen by data.test_split",)
+    assert open_split(f"tfds:{home}", "test", tmp_path, test_split="validation").size == 2
+    with pytest.raises(MissingSplitError, match="no dev split, only"):
+        open_split(f"tfds:{home}", "test", tmp_path, test_split="dev")
+
+
 def test_grey_images_and_images_of_several_sizes(tmp_path):
     features = FEATURES | {"image": tfds.features.Image(shape=(None, None, 1))}
     splits = {"train": [row | {"image": png(5, (8 + i, 9))} for i, row in enumerate(rows(4))]}

@@ -1,7 +1,8 @@
 """Read folders of image files, one folder per class: the layout of torchvision's ImageFolder."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
@@ -14,40 +15,83 @@ from resnet_jax.data.source import MissingSplitError, RawExample, Source, from_r
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.checksum import sha256_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-# The first that exists is the test split
+_KINDS = "jpg jpeg jpe jfif png webp avif gif bmp tif tiff jp2 j2k ppm pgm pbm pnm"
+SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
+# The first that has the classes of train/ is the test split
 TEST_NAMES = ("test", "val", "valid", "validation")
 _LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg (or valid/, validation/, test/), one folder a class"
 
 
-def image_folder(split: str, folder: Path, path: str, preprocessing: Preprocessing = Preprocessing()) -> Source:
+def image_folder(
+    split: str,
+    folder: Path,
+    path: str,
+    preprocessing: Preprocessing = Preprocessing(),
+    test_split: str | None = None,
+) -> Source:
     """Image files as PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg, RGB, brought to data.image_size.
 
     `path` is below `folder` if it exists there, otherwise in the working directory. Classes are the sorted names of the
-    folders, and images are sorted by path within them, so the order is the same on every machine. Raises InputError if
-    a folder is missing, a class is empty or not in both splits, or images without resizing differ in size.
+    folders, and images are sorted by path within them, so the order is the same on every machine. The test split is the
+    folder `test_split`, by default the first of test/, val/, valid/ and validation/ that has the classes of train/.
+    Raises InputError if a folder is missing, a class is empty or not in both splits, or images without resizing differ
+    in size.
     """
     root = resolve_root(path, folder) / Path(path).expanduser()
-    train, test = root / "train", next((root / name for name in TEST_NAMES if (root / name).is_dir()), None)
+    train = root / "train"
     if not train.is_dir():
         what = "no train/ in this folder" if root.is_dir() else f"no such folder, here or below {folder}"
         raise InputError(f"{root}: {what}; {_LAYOUT}")
     classes = _classes(train)
-    if test is not None:
-        _require_same(train, classes, test)
-    elif split == "test":
+    test, notes = _test_folder(root, train, classes, test_split)
+    if test is None and split == "test":
         raise MissingSplitError(
             f"{root}: no val/ in this folder; {_LAYOUT}, or hold training images out by data.num_validation"
         )
     # Read later, perhaps from another working directory
     home = (test if split == "test" and test is not None else train).resolve()
-    names = [_images(home, name) for name in classes]
+    listed = [_list_files(home, name) for name in classes]
+    names, others = [images for images, _ in listed], chain.from_iterable(other for _, other in listed)
+    notes = (*_passed_over(home, others), *(notes if split == "test" else ()))
     labels = np.repeat(np.arange(len(classes)), [len(of_class) for of_class in names])
     files = tuple(name for of_class in names for name in of_class)
     digest = partial(files_digest, home, files, labels)
     source = from_raw(len(files), classes, partial(_file, home, files, labels), preprocessing, labels, digest)
     require_one_size(source, home, preprocessing)
-    return source
+    return source._replace(notes=notes)
+
+
+def _test_folder(
+    root: Path, train: Path, classes: tuple[str, ...], asked: str | None
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the folder of the test split, None if there is none, and notes on the choice between several."""
+    names = [asked] if asked else [name for name in TEST_NAMES if (root / name).is_dir()]
+    refused: list[InputError] = []
+    for place, name in enumerate(names):
+        try:
+            _require_same(train, classes, root / name)
+            # Folders that were prepared and not filled
+            for of_class in classes if len(names) > 1 else ():
+                _list_files(root / name, of_class)
+        except InputError as error:
+            refused.append(error)
+            continue
+        others = [f"{other}/" for other in names[place + 1 :]]
+        why = [*map(str, refused), *([f"{' and '.join(others)} can be chosen by data.test_split"] if others else [])]
+        return root / name, tuple(f"the test split is {root / name}: {reason}" for reason in why)
+    if refused:
+        raise refused[0]
+    return None, ()
+
+
+def _passed_over(home: Path, others: Iterable[str]) -> tuple[str, ...]:
+    """Return a note on files that are not read, if there are any: those, and all outside the folders of classes."""
+    loose = (item.name for item in home.iterdir() if item.is_file() and not item.name.startswith("."))
+    kinds = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in chain(others, loose))
+    if not kinds:
+        return ()
+    most = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    return (f"{home}: passed over {kinds.total():,} files that are not images in the folder of a class: {most}",)
 
 
 def resolve_root(path: str, folder: Path) -> Path:
@@ -81,6 +125,8 @@ def _file(home: Path, files: tuple[str, ...], labels: np.ndarray, index: int) ->
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {_LAYOUT}")
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not names:
         raise InputError(f"{folder}: no folders of classes here; {_LAYOUT}")
@@ -97,22 +143,27 @@ def _require_same(train: Path, classes: tuple[str, ...], test: Path) -> None:
             raise InputError(f"{here}: no class {missing[0]!r}{more}, which {there} has; make their folders agree")
 
 
-def _images(home: Path, name: str) -> list[str]:
-    """Return images of a class at any depth, as sorted POSIX paths below `home`; follow each link once."""
-    found, seen = [], set()
+def _list_files(home: Path, name: str) -> tuple[list[str], list[str]]:
+    """Return images of a class at any depth, and names of other files; follow each link once.
+
+    Images are sorted POSIX paths below `home`. Hidden files are neither.
+    """
+    found, others, seen = [], [], set()
     for folder, below, files in os.walk(home / name, followlinks=True, onerror=_fail):
         real = os.path.realpath(folder)
         below[:] = [] if real in seen else sorted(item for item in below if not item.startswith("."))
-        images = [] if real in seen else [item for item in files if _is_image(item)]
+        files = [] if real in seen else [item for item in files if not item.startswith(".")]
+        images = [item for item in files if _is_image(item)]
+        others += [item for item in files if not _is_image(item)]
         seen.add(real)
         found += [(Path(folder) / item).relative_to(home).as_posix() for item in images]
     if not found:
         raise InputError(f"{home / name}: no images here ({', '.join(sorted(SUFFIXES))}); add some or remove the class")
-    return sorted(found)
+    return sorted(found), others
 
 
 def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def _fail(error: OSError) -> None:

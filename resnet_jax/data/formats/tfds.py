@@ -42,12 +42,19 @@ class _Part(NamedTuple):
     classes: int
 
 
-def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Preprocessing = Preprocessing()) -> Source:
+def tensorflow_datasets(
+    split: str,
+    folder: Path,
+    path: str,
+    preprocessing: Preprocessing = Preprocessing(),
+    test_split: str | None = None,
+) -> Source:
     """TensorFlow Datasets as ArrayRecord: tfds:mnist, tfds:cifar10:3.0.2, or tfds:PATH of a version.
 
     A name is looked up in `folder`; PATH is the folder of a version, as in `folder:PATH`. The features must be one
-    image and one class label, or `supervised_keys` must name them. The test split is "test", or "validation" if that is
-    missing. Raises InputError if the data set is not prepared, is in TFRecord format, or has other features.
+    image and one class label, or `supervised_keys` must name them. The test split is `test_split`, by default "test",
+    or "validation" if that is missing or has no labels. Raises InputError if the data set is not prepared, is in
+    TFRecord format, or has other features.
     """
     home = _home(path, folder).resolve()
     with _refusing(home):
@@ -55,28 +62,46 @@ def tensorflow_datasets(split: str, folder: Path, path: str, preprocessing: Prep
     if info.file_format is None or info.file_format.value != "array_record":
         kind = info.file_format.value if info.file_format else "something else"
         raise InputError(f"{home}: prepared as {kind}, only array_record is read; {_prepare(info.name, folder)}")
-    present = [name for name in _SPLITS[split] if name in info.splits]
+    wanted = (test_split,) if test_split and split == "test" else _SPLITS[split]
+    present = [name for name in wanted if name in info.splits]
     if not present:
-        raise MissingSplitError(f"{home}: no {' or '.join(_SPLITS[split])} split, only {', '.join(info.splits)}")
-    split_info = info.splits[present[0]]
-    for file in split_info.filepaths:
-        if not Path(file).is_file():
-            raise InputError(f"{file}: no such shard; prepare the data set again")
+        raise MissingSplitError(f"{home}: no {' or '.join(wanted)} split, only {', '.join(info.splits)}")
     image, label = _keys(home, info.features, info.supervised_keys)
     channels, names = _channels(home, info.features[image]), _class_names(home, info.features[label])
     part = _Part(str(home), present[0], image, label, channels, len(names))
+    size, notes = _size(part, info.splits[part.split]), tuple[str, ...]()
+    if len(present) > 1:
+        part, notes = _labelled(part, size, present[1])
+        size = _size(part, info.splits[part.split])
     raw = partial(_example, part)
-    with _refusing(home):
-        size = len(_opened(part)[0])
-    if not size:
-        raise InputError(f"{home}: no examples in the {present[0]} split; prepare the data set again")
     for index in probe_indices(size):
         # Labels that are all out of range are found here
         raw(int(index))
-    digest = partial(sha256_of, [[Path(file).name, Path(file).stat().st_size] for file in split_info.filepaths])
+    digest = partial(
+        sha256_of, [[Path(file).name, Path(file).stat().st_size] for file in info.splits[part.split].filepaths]
+    )
     source = from_raw(size, names, raw, preprocessing, digest=digest)
     require_one_size(source, home, preprocessing)
-    return source
+    return source._replace(notes=notes)
+
+
+def _size(part: _Part, split: Any) -> int:
+    """Return the number of examples; raise InputError if there are none or a shard is missing."""
+    for file in split.filepaths:
+        if not Path(file).is_file():
+            raise InputError(f"{file}: no such shard; prepare the data set again")
+    with _refusing(Path(part.home)):
+        size = len(_opened(part)[0])
+    if not size:
+        raise InputError(f"{part.home}: no examples in the {part.split} split; prepare the data set again")
+    return size
+
+
+def _labelled(part: _Part, size: int, other: str) -> tuple[_Part, tuple[str, ...]]:
+    """Return a split, or the other one if it has no labels, as in a competition, and a note on the choice."""
+    if all(int(_features(part, int(index))[part.label]) < 0 for index in probe_indices(size)):
+        return part._replace(split=other), (f"the test split is {other} of {part.home}: {part.split} has no labels",)
+    return part, (f"the test split is {part.split} of {part.home}: {other} can be chosen by data.test_split",)
 
 
 @cache
@@ -200,14 +225,24 @@ def _opened(part: _Part) -> tuple[Any, Callable[[bytes], dict[str, Any]]]:
     return builder.as_data_source(part.split, deserialize_method=raw), parse
 
 
-def _example(part: _Part, index: int) -> RawExample:
-    where = f"{part.home}: {part.split} example {index}"
+def _features(part: _Part, index: int) -> dict[str, Any]:
+    """Return image and label of an example, by their keys."""
     try:
         records, parse = _opened(part)
-        values = parse(records[index])
+        return parse(records[index])
     except Exception as error:
         # The type depends on the place of the damage
-        raise InputError(f"{where} is damaged ({first_line(error)}); prepare the data set again") from error
+        raise InputError(
+            f"{_where(part, index)} is damaged ({first_line(error)}); prepare the data set again"
+        ) from error
+
+
+def _where(part: _Part, index: int) -> str:
+    return f"{part.home}: {part.split} example {index}"
+
+
+def _example(part: _Part, index: int) -> RawExample:
+    where, values = _where(part, index), _features(part, index)
     label = int(values[part.label])
     require_labels(label, part.classes, where)
     return RawExample(bytes(values[part.image]), label, "", where, part.channels)
