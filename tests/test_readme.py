@@ -19,7 +19,6 @@ def test_all_networks_are_in_the_table():
     assert f"All {len(MODELS)} networks" in README
 
 
-@pytest.mark.slow
 def test_the_table_of_networks_is_the_generated_one(capsys):
     assert main(["list", "--markdown"]) == 0
     assert capsys.readouterr().out.strip() in README

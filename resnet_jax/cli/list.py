@@ -42,7 +42,7 @@ def list_all(words: list[str]) -> int:
 
 def _networks(word: str) -> "Table":
     from resnet_jax.models.shortcuts import SHORTCUTS
-    from resnet_jax.models.summary import model_cost
+    from resnet_jax.models.summary import published_cost
     from resnet_jax.models.zoo import MODELS
 
     table = plain_table("network", "block", "blocks a stage", "shortcut")
@@ -52,7 +52,7 @@ def _networks(word: str) -> "Table":
     for name, model in MODELS.items():
         if word in name:
             depths = " ".join(map(str, model.depths))
-            numbers = f"{model.num_classes:,}", f"{model_cost(model).parameters:,}"
+            numbers = f"{model.num_classes:,}", f"{published_cost(name, model).parameters:,}"
             table.add_row(
                 name, model.block.__name__, depths, letters.get(model.shortcut, model.shortcut.__name__), *numbers
             )
@@ -61,7 +61,7 @@ def _networks(word: str) -> "Table":
 
 def _markdown(word: str) -> list[str]:
     """Return a Markdown row per network: its cost, and the best published accuracy with its weights."""
-    from resnet_jax.models.summary import model_cost
+    from resnet_jax.models.summary import published_cost
     from resnet_jax.models.zoo import MODELS
     from resnet_jax.weights.entries import REPORTED, WEIGHTS, best_entry
 
@@ -72,7 +72,7 @@ def _markdown(word: str) -> list[str]:
     for name, model in MODELS.items():
         if word not in name:
             continue
-        cost, best = model_cost(model), best_entry(name)
+        cost, best = published_cost(name, model), best_entry(name)
         count = sum(entry.model == name for entry in WEIGHTS.values())
         top1 = f"{best.top1:.2f}" if best and best.top1 else f"{REPORTED[name]:.2f}" if name in REPORTED else ""
         where = (

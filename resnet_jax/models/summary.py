@@ -2,6 +2,7 @@
 
 import math
 from functools import cache
+from importlib import resources
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax import Array
 
 from resnet_jax.models.layers import Conv, extents
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.runtime.strict_json import parse_json
 
 
 class Row(NamedTuple):
@@ -106,6 +108,24 @@ def model_cost(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> 
     repeats = {f"stage{i + 1}_block2": depth - 1 for i, depth in enumerate(model.depths)}
     parts = [(repeats.get(part, 1), cost) for part, cost in _costs(shallow)]
     return ModelCost(*(sum(times * cost[i] for times, cost in parts) for i in range(2)))
+
+
+@cache
+def _published_costs() -> dict[str, list[int]]:
+    costs: dict[str, list[int]] = parse_json(resources.files("resnet_jax.models").joinpath("costs.json").read_bytes())
+    return costs
+
+
+def published_cost(name: str, model: ResNet) -> ModelCost:
+    """Return the `model_cost` of a network of MODELS, which is kept as data: counting all of them takes seconds.
+
+    Example:
+        >>> from resnet_jax.models.zoo import MODELS
+        >>> published_cost("resnet18", MODELS["resnet18"])
+        ModelCost(parameters=11689512, multiply_adds=1814073344)
+    """
+    known = _published_costs().get(name)
+    return ModelCost(*known) if known else model_cost(model)
 
 
 def _identity(x: Array) -> Array:

@@ -20,7 +20,9 @@ from resnet_jax.cli.main import COMMANDS, main
 from resnet_jax.data.datasets import digits
 from resnet_jax.errors import InputError, MachineError
 from resnet_jax.inference.load_run import load_run
+from resnet_jax.models import summary
 from resnet_jax.models.shortcuts import NoShortcut
+from resnet_jax.models.summary import model_cost
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Data, Model, Optimizer, Recipe, Schedule, to_json
 from resnet_jax.run_dir.files import read_metrics, read_recipe
@@ -196,11 +198,14 @@ class OurShortcut(NoShortcut):
 
 
 def test_list(monkeypatch, capsys):
-    """Of a few networks, for each is traced; one has parts of its own, which SHORTCUTS and BLOCKS do not name."""
+    """One network has parts of its own, which SHORTCUTS and BLOCKS do not name."""
     own = MODELS["resnet8"].clone(shortcut=OurShortcut)
     few = {name: MODELS[name] for name in ("resnet50", "plain110", "resnet1202")} | {"ours": own}
     monkeypatch.setattr("resnet_jax.models.zoo.MODELS", few)
+    counted = []
+    monkeypatch.setattr(summary, "model_cost", lambda model: counted.append(model) or model_cost(model))
     assert main(["list"]) == 0
+    assert counted == [own]  # all others are known
     out = capsys.readouterr().out
     for text in ("resnet50", "25,557,032", "plain110", "19,421,274", "digits", "cifar10", "synthetic"):
         assert text in out

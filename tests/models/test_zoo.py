@@ -9,7 +9,7 @@ from jax.nn.initializers import zeros
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.models.summary import model_cost, summarize
+from resnet_jax.models.summary import _published_costs, model_cost, published_cost, summarize
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.weights.load import create_model
 
@@ -116,6 +116,13 @@ def test_totals_count_the_parameters_that_are_there(model):
 @pytest.mark.parametrize("name", ["resnet101", "resnet110v2", "resnetrs101"])
 def test_parameters_of_a_deep_network(name):
     assert model_cost(MODELS[name]).parameters == size_of(variables(MODELS[name])["params"])
+
+
+@pytest.mark.parametrize("names", [QUICK.values(), pytest.param(MODELS, marks=pytest.mark.slow)], ids=["kinds", "all"])
+def test_costs_are_kept_as_data(names):
+    assert list(_published_costs()) == list(MODELS)
+    for name in names:
+        assert published_cost(name, MODELS[name]) == model_cost(MODELS[name]), name
 
 
 @pytest.mark.parametrize("name", MULTIPLY_ADDS)
