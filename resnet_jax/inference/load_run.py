@@ -1,14 +1,13 @@
 """Open a run directory."""
 
-from functools import partial
 from pathlib import Path
 
-from resnet_jax.checkpoint.checkpoint import Log, restore
-from resnet_jax.errors import InputError
+from resnet_jax.checkpoint.checkpoint import Log
 from resnet_jax.recipe import load_recipe
-from resnet_jax.run_dir.files import foreign_reason, read_dataset_info, require_given, require_run
+from resnet_jax.run_dir.files import read_dataset_info, require_given, require_run
 from resnet_jax.runtime.terminal import log_to_stderr
-from resnet_jax.training.setup import Parts, TrainSetup, abstract_train_state, make_setup
+from resnet_jax.training.pretrained import restore_state
+from resnet_jax.training.setup import Parts, TrainSetup, make_setup
 from resnet_jax.training.state import TrainState
 
 
@@ -42,8 +41,4 @@ def load_run(
     require_run(run)
     require_given(run, parts.given(), needed=("model", "task", "optimizer"))
     setup = make_setup(load_recipe(run, network=network), read_dataset_info(run), devices, parts=parts)
-    foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
-    restored = restore(run / "checkpoints", abstract_train_state(setup), best=best, foreign=foreign, log=log)
-    if restored is None:
-        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` makes one")
-    return setup, restored[0]
+    return setup, restore_state(setup, run, best=best, log=log)

@@ -50,8 +50,8 @@ class Model:
     """Stochastic depth: probability of skipping the last block, growing linearly from 0 at the first (Huang et al.
     2016)."""
     pretrained: str | None = None
-    """Initial weights: a file, `hf:OWNER/NAME` or an entry of `resnet-jax list --weights`. If the number of classes
-    differs, the head is re-initialised."""
+    """Initial weights: a run, a file, `hf:OWNER/NAME` or an entry of `resnet-jax list --weights`. If the number of
+    classes differs, the head is re-initialised."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics, head and loss stay float32."""
 

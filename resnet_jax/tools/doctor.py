@@ -19,11 +19,11 @@ from resnet_jax.recipe import Recipe, check
 from resnet_jax.report.sheet import can_show, draw_sheet
 from resnet_jax.run_dir.environment import environment
 from resnet_jax.runtime.compiler_options import compiler_options
+from resnet_jax.training.pretrained import load_pretrained
 from resnet_jax.training.setup import (
     Sources,
     TrainSetup,
     eval_split,
-    load_pretrained,
     make_setup,
     open_sources,
     random_keys,

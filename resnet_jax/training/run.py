@@ -37,6 +37,7 @@ from resnet_jax.training.loop import (
     train_loop,
 )
 from resnet_jax.training.options import RunOptions, default_data_dir, validate_options
+from resnet_jax.training.pretrained import load_pretrained
 from resnet_jax.training.progress import (
     Log,
     RunConsole,
@@ -53,7 +54,6 @@ from resnet_jax.training.setup import (
     TrainSetup,
     abstract_train_state,
     init_train_state,
-    load_pretrained,
     open_sources,
     setup_training,
     step_key,

@@ -50,7 +50,7 @@ from resnet_jax.tasks.task import Task
 from resnet_jax.training.network import build_network
 from resnet_jax.training.state import TrainState, first_state, init_state
 from resnet_jax.training.step import make_objective, train_step
-from resnet_jax.weights.load import Loaded, Variables, load
+from resnet_jax.weights.load import Variables
 
 # Kinds of data by the axes of an example
 _KINDS = {2: "sequences", 3: "images", 4: "video"}
@@ -343,16 +343,6 @@ def shardings(setup: TrainSetup) -> TrainState:
     sharding = partial(shard_leaf, mesh=setup.mesh) if setup.param_sharding == "sharded" else lambda leaf: everywhere
     placed = jax.tree.map(sharding, state)
     return placed.replace(batch_stats=jax.tree.map(lambda _: everywhere, state.batch_stats))
-
-
-def load_pretrained(setup: TrainSetup) -> Loaded | None:
-    """Return the weights that the recipe starts from, if it names some; raise InputError if they do not fit."""
-    where = setup.recipe.model.pretrained
-    if not where:
-        return None
-    if not isinstance(setup.model, ResNet):
-        raise InputError("model.pretrained is for published networks; leave it out for a network of your own")
-    return load(setup.model.clone(input_shape=setup.dataset.image_shape), where)
 
 
 def train_size_at(recipe: Recipe, train_size: int, step: int) -> int | None:

@@ -1,0 +1,53 @@
+"""The weights that a run starts from: of a file, the hub, a published entry, or another run."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from resnet_jax.checkpoint.checkpoint import Log, restore
+from resnet_jax.errors import InputError
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.recipe import load_recipe
+from resnet_jax.run_dir.files import foreign_reason, is_run, read_dataset_info, require_given
+from resnet_jax.runtime.terminal import log_to_stderr
+from resnet_jax.training.setup import TrainSetup, abstract_train_state, make_setup
+from resnet_jax.training.state import TrainState, with_ema_params
+from resnet_jax.weights.load import Loaded, load, match_tensors
+from resnet_jax.weights.state_dict import TensorFile
+
+
+def load_pretrained(setup: TrainSetup) -> Loaded | None:
+    """Return the weights that the recipe starts from, if it names some; raise InputError if they do not fit."""
+    where = setup.recipe.model.pretrained
+    if not where:
+        return None
+    if not isinstance(setup.model, ResNet):
+        raise InputError("model.pretrained is for published networks; leave it out for a network of your own")
+    model = setup.model.clone(input_shape=setup.dataset.image_shape)
+    return _load_from_run(model, Path(where)) if is_run(where) else load(model, where)
+
+
+def _load_from_run(model: ResNet, run: Path) -> Loaded:
+    """Return the weights of the newest checkpoint of a run, its EMA if it has one, as evaluation takes them."""
+    require_given(run, (), needed=("model", "task", "optimizer"))
+    devices = 1 if jax.process_count() == 1 else None
+    setup = make_setup(load_recipe(run), read_dataset_info(run), devices)
+    state = with_ema_params(restore_state(setup, run))
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    tensors = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+    # The manifest has the digests of all files of the checkpoint
+    manifest = run / "checkpoints" / str(int(state.step)) / "manifest.json"
+    return match_tensors(model, TensorFile(run, tensors))._replace(file=manifest)
+
+
+def restore_state(setup: TrainSetup, run: Path, *, best: bool = False, log: Log = log_to_stderr) -> TrainState:
+    """Return the newest state of a run, or that of the best evaluation; raise InputError if there is none."""
+    foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
+    restored = restore(run / "checkpoints", abstract_train_state(setup), best=best, foreign=foreign, log=log)
+    if restored is None:
+        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` makes one")
+    state: TrainState = restored[0]
+    return state
