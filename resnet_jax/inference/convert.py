@@ -9,18 +9,19 @@ from flax import traverse_util
 
 from resnet_jax.errors import InputError
 from resnet_jax.inference.load_model import load_model
-from resnet_jax.inference.source import CheckpointChoice
+from resnet_jax.inference.metadata import read_metadata, write_metadata
+from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.models.blocks import PooledBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import AverageShortcut
 from resnet_jax.models.stems import DeepStem, VideoStem
 from resnet_jax.run_dir.files import is_run
 from resnet_jax.training.network import require_resnet
-from resnet_jax.weights.entries import class_names
+from resnet_jax.weights.entries import WEIGHTS, class_names
 from resnet_jax.weights.load import Variables, create_model
 from resnet_jax.weights.locate import locate
 from resnet_jax.weights.names import to_state_dict
-from resnet_jax.weights.tensors import write_tensors
+from resnet_jax.weights.tensors import read_tensor_file, write_tensors
 
 Style = Literal["torchvision", "timm", "flax"]
 
@@ -44,12 +45,14 @@ def convert_weights(
 ) -> Converted:
     """Write the weights of a run or of published weights as a safetensors file.
 
+    Its metadata describe network, classes and preprocessing, as far as they are known: `predict` needs no more.
+
     Args:
         source: a run directory, a file, "hf:OWNER/NAME" or a published name.
         out: the file, `*.safetensors`.
         to: "torchvision" or "timm", which load it with `strict=True`; "flax" keeps our names.
         model: name of the network, for a file that does not say it.
-        cast: allow weights that are not float32.
+        cast: round float64 weights to float32.
         checkpoint: of a run; by default its EMA, if it has one.
 
     Raises:
@@ -60,30 +63,37 @@ def convert_weights(
     """
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: the file is in the safetensors format, so its name must end in .safetensors")
-    name, network, variables, classes = _open(source, model, cast, checkpoint)
+    name, network, variables, metadata = _open(source, model, cast, checkpoint)
     _require_layers(name, network, to)
     if to == "flax":
         tensors = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
     else:
         tensors = to_state_dict(network, variables)
-    write_tensors(out, tensors, {"format": "pt", "model": name, "classes": json.dumps(classes)})
+    write_tensors(out, tensors, {"format": "pt", "model": name, **metadata})
     return Converted(name, len(tensors), network.num_classes)
 
 
 def _open(
     source: str, model: str | None, cast: bool, checkpoint: CheckpointChoice
-) -> tuple[str, ResNet, Variables, tuple[str, ...]]:
-    """Return the name, network, variables and class names of a source."""
-    if is_run(source):
-        setup, state = load_model(source, checkpoint=checkpoint, devices=1)
+) -> tuple[str, ResNet, Variables, dict[str, str]]:
+    """Return the name, network, variables and metadata of a source."""
+    if is_run(source) or _is_described(source, model):
+        weights = WeightsInfo() if is_run(source) else WeightsInfo(model=model)
+        setup, state = load_model(source, weights, checkpoint, devices=1, cast=cast)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return setup.recipe.model.name, require_resnet(setup.model, "convert"), variables, setup.dataset.classes
-    entry = locate(source).entry
-    name = model or (entry and entry.model)
-    if not name:
+        metadata = write_metadata(setup.recipe, setup.dataset)
+        return setup.recipe.model.name, require_resnet(setup.model, "convert"), variables, metadata
+    if not model:
         raise InputError(f"{source}: which network is it? name it with --model (`resnet-jax list` shows all)")
-    network, variables = create_model(name, pretrained=source, cast=cast)
-    return name, network, variables, class_names(network.num_classes, entry.tag if entry else "")
+    network, variables = create_model(model, pretrained=source, cast=cast)
+    return model, network, variables, {"classes": json.dumps(class_names(network.num_classes))}
+
+
+def _is_described(source: str, model: str | None) -> bool:
+    """Return whether a published entry, a config.json or its metadata describe the weights."""
+    file, entry = locate(source)
+    written = read_metadata(read_tensor_file(file))
+    return model in WEIGHTS or entry is not None or (written is not None and model in (None, written[0].model.name))
 
 
 def _require_layers(name: str, model: ResNet, to: Style) -> None:

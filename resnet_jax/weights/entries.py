@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, cast
 
 from resnet_jax.data.formats.cifar import CIFAR10_CLASSES
 from resnet_jax.data.image import Preprocessing
+from resnet_jax.errors import InputError
 from resnet_jax.runtime.strict_json import parse_json
 
 _HERE = "resnet_jax.weights"
@@ -28,6 +29,12 @@ class Entry(NamedTuple):
     """Published top-1 accuracy in percent."""
     preprocessing: Preprocessing
     license: str
+    fields: tuple[tuple[str, str], ...] = ()
+    """Fields of the network that differ from MODELS, by name as in a recipe."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes; () if they are not given."""
+    refused: str = ""
+    """What is said of the network or its preprocessing and is not understood."""
 
     @property
     def tag(self) -> str:
@@ -93,9 +100,17 @@ def best_entry(model: str) -> Entry | None:
     return max(known, key=lambda entry: entry.top1 or 0, default=None)
 
 
-def class_names(classes: int, tag: str = "") -> tuple[str, ...]:
-    """Return class names: CIFAR-10's by the tag, ImageNet-1k's for 1,000 classes, otherwise numbers."""
-    if tag.endswith("cifar10"):
+def class_names(classes: int, entry: Entry | None = None) -> tuple[str, ...]:
+    """Return class names: the entry's, CIFAR-10's by its tag, ImageNet-1k's for 1,000 classes, otherwise numbers.
+
+    Raises InputError if the entry names another number of classes.
+    """
+    if entry and entry.class_names:
+        if len(entry.class_names) != classes:
+            what = f"{len(entry.class_names):,} classes, and the weights have {classes:,}"
+            raise InputError(f"{entry.source}: config.json names {what}; mend its label_names or remove them")
+        return entry.class_names
+    if entry and entry.tag.endswith("cifar10"):
         return CIFAR10_CLASSES
     if classes != 1000:
         return tuple(map(str, range(classes)))

@@ -1,7 +1,7 @@
 """Load weights into a network: all of them unchanged, or none."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -14,7 +14,8 @@ from jax.nn.initializers import normal
 from resnet_jax.errors import InputError, unknown
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.models.zoo import MODELS
+from resnet_jax.models.zoo import MODELS, PARTS
+from resnet_jax.weights.entries import Entry
 from resnet_jax.weights.locate import locate
 from resnet_jax.weights.names import HEAD, abstract_variables, from_torch, to_torch, torch_name
 from resnet_jax.weights.names import KeyPath as Leaf
@@ -53,7 +54,18 @@ def load(model: ResNet, where: str, *, cast: bool = False) -> Loaded:
     Raises:
         InputError: A parameter is missing, unknown, not finite, or of another shape or dtype; names file and parameter.
     """
-    return match_tensors(model, rename(model, read_tensor_file(locate(where).file)), cast=cast)
+    file, entry = locate(where)
+    loaded = match_tensors(model, rename(model, read_tensor_file(file)), cast=cast)
+    return loaded._replace(notes=(*loaded.notes, *_unheard(model, entry)))
+
+
+def _unheard(model: ResNet, entry: Entry | None) -> list[str]:
+    """Return a note on what a config.json says of a network that is not so of this one."""
+    if entry is None:
+        return []
+    what = [f"{name} {value!r}" for name, value in entry.fields if getattr(model, name) is not PARTS[name][value]]
+    what += [entry.refused] if entry.refused else []
+    return [f"{entry.source}: config.json says {listed(what)}, which this network has not"] if what else []
 
 
 def match_tensors(model: ResNet, found: TensorFile, *, cast: bool = False) -> Loaded:
@@ -176,6 +188,12 @@ def with_head(model: ResNet, variables: Variables, seed: int = 0) -> Variables:
     return {**variables, "params": {**params, "head": {"kernel": kernel, "bias": jnp.zeros(model.num_classes)}}}
 
 
+def log_notes(notes: Iterable[str]) -> None:
+    """Log what was adapted in weights."""
+    for note in notes:
+        _log.warning(note)
+
+
 @overload
 def create_model(name: str, *, pretrained: None = None, **fields: Any) -> ResNet: ...
 
@@ -215,13 +233,15 @@ def create_model(
     model = MODELS[name].clone(**fields)
     if pretrained is None:
         return model
-    found = rename(model, read_tensor_file(locate(pretrained).file))
+    file, entry = locate(pretrained)
+    said = {name: PARTS[name][value] for name, value in (entry.fields if entry else ())}
+    model = model.clone(**(said | fields))
+    found = rename(model, read_tensor_file(file))
     classes, channels = count_classes(found.tensors), count_channels(model, found.tensors)
     if "num_classes" not in fields and classes is not None:
         model = model.clone(num_classes=classes)
     if "input_shape" not in fields and channels is not None:
         model = model.clone(input_shape=(*model.input_shape[:-1], channels))
     loaded = match_tensors(model, found, cast=cast)
-    for note in loaded.notes:
-        _log.warning(note)
+    log_notes([*loaded.notes, *_unheard(model, entry)])
     return model, with_head(model, loaded.variables, seed)

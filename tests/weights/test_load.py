@@ -1,5 +1,6 @@
 """Weights into networks: all of them, or one line that says which does not fit."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import InputError
 from resnet_jax.models.blocks import BasicBlock, PreActBottleneck
-from resnet_jax.models.layers import SqueezeExcite
+from resnet_jax.models.layers import SqueezeExcite, global_max_pool
 from resnet_jax.models.stems import DeepStem, PreActCifarStem, Stem
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.weights.load import create_model, load, match_tensors, with_head
@@ -233,6 +234,28 @@ def test_create(tmp_path, caplog):
     chex.assert_trees_all_equal(variables, again)
     with pytest.raises(InputError, match="unknown model 'resnet2'"):
         create_model("resnet2", pretrained=file)
+
+
+CONFIG = {
+    "architecture": "resnet20",
+    "num_classes": 3,
+    "global_pool": "max",
+    "pretrained_cfg": {
+        "input_size": [3, 8, 8],
+        **{"crop_pct": 1.0, "interpolation": "bicubic", "mean": [0.5], "std": [0.5], "crop_mode": "squash"},
+    },
+}
+
+
+def test_a_config_beside_the_weights_changes_the_network_or_is_a_note(tmp_path, caplog):
+    write_tensors(tmp_path / "model.safetensors", changed())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    refused = f"{tmp_path}: config.json says {{}}crop_mode 'squash', which this network has not"
+    assert load(SMALL, str(tmp_path)).notes == (refused.format("pool 'max' and "),)
+    with caplog.at_level(logging.WARNING):
+        model, _ = create_model("resnet20", **FIELDS, pretrained=str(tmp_path))
+    assert model.pool is global_max_pool
+    assert caplog.messages == [refused.format("")]
 
 
 def test_without_num_classes_the_file_decides(tmp_path):

@@ -55,6 +55,50 @@ def test_a_config_of_something_else_says_nothing(tmp_path, config):
     assert describe(tmp_path / "mine" / "config.json", "here") is None
 
 
+def entry_of(tmp_path, arguments=None, cfg=None, **values):
+    config = {**CONFIG, **values, "pretrained_cfg": CONFIG["pretrained_cfg"] | (cfg or {})}
+    (tmp_path / "config.json").write_text(json.dumps(config | ({"model_args": arguments} if arguments else {})))
+    return describe(tmp_path / "config.json", "here")
+
+
+def test_what_a_config_says_of_the_network_is_taken(tmp_path):
+    assert entry_of(tmp_path, global_pool="avg", cfg={"crop_mode": "center"})[6:] == ((), (), "")
+    assert entry_of(tmp_path, global_pool="max").fields == (("pool", "max"),)
+    assert entry_of(tmp_path, {"global_pool": "max", "act_layer": "swish"}, global_pool="avg").fields == (
+        ("act", "silu"),
+        ("pool", "max"),
+    )
+    neutral = {"num_classes": 12, "in_chans": 3, "drop_path_rate": 0.1, "act_layer": "relu", "output_stride": 32}
+    assert entry_of(tmp_path, neutral)[6:] == ((), (), "")
+
+
+def test_names_of_a_config_are_taken_also_for_a_thousand_classes(tmp_path):
+    names = [f"thing {i}" for i in range(1000)]
+    for values in ({"label_names": names}, {"cfg": {"label_names": names}}):
+        entry = entry_of(tmp_path, num_classes=1000, **values)
+        assert class_names(1000, entry) == tuple(names)
+        with pytest.raises(InputError, match="here: config.json names 1,000 classes, and the weights have 12; mend"):
+            class_names(12, entry)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cfg", "refused"),
+    [
+        ({"act_layer": "gelu"}, {}, "act_layer 'gelu'"),
+        ({"output_stride": 8}, {}, "output_stride '8'"),
+        ({"stem_width": 64, "aa_layer": "blurpool"}, {}, "aa_layer 'blurpool' and stem_width '64'"),
+        ({"global_pool": "catavgmax"}, {}, "global_pool 'catavgmax'"),
+        ({"global_pool": ["max"]}, {}, "global_pool \"['max']\""),
+        ({}, {"crop_mode": "squash"}, "crop_mode 'squash'"),
+        ({}, {"interpolation": "lanczos"}, "interpolation 'lanczos'"),
+        ({}, {"input_size": [3, 96, 128]}, "input_size '[96, 128]'"),
+        ({}, {"label_offset": 1}, "label_offset '1'"),
+    ],
+)
+def test_what_a_config_says_and_is_not_understood_is_named(tmp_path, arguments, cfg, refused):
+    assert entry_of(tmp_path, arguments, cfg).refused == refused
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
@@ -151,7 +195,7 @@ def test_the_best_entry():
 def test_names_of_classes():
     names = class_names(1000)
     assert (len(names), names[0], names[207], names[999]) == (1000, "tench", "golden retriever", "toilet tissue")
-    assert class_names(10, "akamaster_cifar10")[3] == "cat"
+    assert class_names(10, WEIGHTS["resnet20.akamaster_cifar10"])[3] == "cat"
     assert class_names(3) == ("0", "1", "2")
 
 
