@@ -1,22 +1,28 @@
 """Strict settings for all tests, eight virtual devices, and where the real data is."""
 
+import gc
 import importlib.util
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from resnet_jax.runtime import compilation_cache
+
 # Before jax is imported, here and in every process that a test starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Tests compile the same few networks again and again. A cache of its own for each worker: JAX does not write an entry
-# in one piece, so another process may read half of it.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="resnet-jax-tests-")
+# Tests compile the same few networks again and again: workers exchange what they compile, and leave it to the next run.
+ROOT = Path(__file__).parent.parent
+COMPILED = ROOT / ".pytest_cache" / "compiled"
+OWN_COMPILED, COMPILED_LOCK = compilation_cache.join(COMPILED)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(OWN_COMPILED)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+# Otherwise the path of the folder would be in the key of every entry
+os.environ["JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES"] = "none"
 # Most of the time goes into compiling: without its expensive passes the compiler takes a third of it. `make test-slow`
 # sets RESNET_JAX_OPTIMIZE=1 and compiles as users do.
 UNOPTIMIZED = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
@@ -36,13 +42,14 @@ from resnet_jax.tasks.metrics import METRICS
 from resnet_jax.training import aot, run
 from resnet_jax.training.setup import shardings
 
-ROOT = Path(__file__).parent.parent
+# Tracing makes millions of small objects; collecting them as often as Python does costs a tenth of the time
+gc.set_threshold(100_000, 50, 100)
+
 QUICKLY = {"xla_backend_optimization_level": 0}  # options of the compiler for what runs once, and is not its test
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
-    config.add_cleanup(lambda: shutil.rmtree(cache))
+    config.add_cleanup(lambda: compilation_cache.leave(COMPILED, OWN_COMPILED, COMPILED_LOCK))
 
 
 @pytest.fixture(scope="session")
@@ -59,10 +66,13 @@ _programs: dict[Any, Any] = {}
 
 @pytest.fixture(scope="module", autouse=True)
 def _free_memory() -> Iterator[None]:
-    """Forget what a module has compiled, or a worker would grow to gigabytes."""
+    """Forget what a module has compiled, or a worker would grow to gigabytes; exchange it with the other workers."""
     yield
     _programs.clear()
     jax.clear_caches()
+    gc.collect()
+    compilation_cache.publish_entries(COMPILED, OWN_COMPILED)
+    compilation_cache.link_entries(COMPILED, OWN_COMPILED)
 
 
 @pytest.fixture(autouse=True)

@@ -30,11 +30,12 @@ def folder(real_data, tmp_path_factory):
     return home
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "errors"),
     [
         ("resnet20-12fca82f.th", 827),
-        pytest.param("resnet56-4bfd9763.safetensors", 661, marks=pytest.mark.slow),
+        ("resnet56-4bfd9763.safetensors", 661),
     ],
 )
 def test_errors(real_data, folder, capsys, name, errors):

@@ -88,14 +88,19 @@ def join(home: Path) -> tuple[Path, int]:
     own = Path(tempfile.mkdtemp(dir=home, prefix=_OWN))
     try:
         lock = _lock(own)
-        for entry in home.glob("*-cache"):
-            # Another process may have removed the entry just now
-            with contextlib.suppress(FileNotFoundError):
-                os.link(entry, own / entry.name)
+        link_entries(home, own)
     except OSError:
         shutil.rmtree(own, ignore_errors=True)
         raise
     return own, lock
+
+
+def link_entries(home: Path, own: Path) -> None:
+    """Link all shared entries into the folder of a process."""
+    for entry in home.glob("*-cache"):
+        # Linked before, or removed by another process just now
+        with contextlib.suppress(FileExistsError, FileNotFoundError):
+            os.link(entry, own / entry.name)
 
 
 def leave(home: Path, own: Path, lock: int, limit: int = _LIMIT) -> None:

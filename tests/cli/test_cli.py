@@ -288,7 +288,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 @pytest.mark.xdist_group("whole_run")
-@pytest.mark.parametrize("step", [8, pytest.param(37, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [8, 37])
 def test_killed_in_the_middle_of_an_epoch_a_run_ends_bitwise_the_same(
     whole_run, recipe_file, tmp_path, monkeypatch, capsys, step
 ):
@@ -351,6 +352,7 @@ def assert_reads_digits(folder, capsys):
     assert sum(r == str(e.target) for r, e in zip(read, images, strict=True)) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("whole_run")
 def test_a_small_network_learns_the_digits(whole_run, capsys):
     assert_reads_digits(whole_run.parent, capsys)

@@ -70,7 +70,9 @@ def test_operations_in_turn():
     np.testing.assert_array_equal(jax.jit(apply_ops)(IMAGES[0], names, arguments), expected)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "imagenet" else pytest.mark.slow) for name in CHANGES]
+)
 def test_key_and_image_decide_alone(name):
     """Not the batch, its size, nor the devices: sixteen images on eight devices, and each alone on one."""
     change, key = CHANGES[name], jax.random.key(7)
@@ -94,6 +96,7 @@ def test_the_compiler_and_the_size_of_the_batch_do_not_decide(name):
     np.testing.assert_array_equal(alone(jax.random.fold_in(key, 5), IMAGES[5]), whole[5])
 
 
+@pytest.mark.slow
 def test_magnitude_zero_of_the_operations_that_grow_with_it():
     """What is left are those without a magnitude: of RandAugment, autocontrast and equalize."""
     stretched = IMAGES.at[:, 0, 0].set(255).at[:, 0, 1].set(0)  # which autocontrast leaves alone

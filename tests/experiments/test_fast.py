@@ -111,6 +111,7 @@ def test_flips_and_shifts_change_nothing_in_a_uniform_image(variables, logits):
     assert not np.allclose(augmented(variables, noise), logits(variables, noise), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_memorises_its_images():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (16, SIZE, SIZE, 3), np.uint8))
     data = images, jnp.arange(16) % 10

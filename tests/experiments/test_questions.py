@@ -68,6 +68,7 @@ def test_a_trial_is_the_run_of_its_recipe(trial):
     assert trials.run(trial, 1).loss[0] != result.loss[0]
 
 
+@pytest.mark.slow
 def test_accuracy_of_the_first_images(trial):
     """Against predictions that are counted here; a thousand of the training images, and all of the test images."""
     state = trials.run(trial, 0).state
@@ -133,6 +134,7 @@ def test_smaller_kernels_without_normalisation_have_smaller_gradients(bare):
     np.testing.assert_allclose(glorot / he, gradients.GLOROT**4, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_directions_have_the_norms_of_the_filters(trial):
     params = trial.init(jax.random.key(0)).params
     direction = surface.filter_direction(jax.random.key(1), params)
@@ -175,12 +177,14 @@ def test_what_shortcuts_cost():
     assert costs["A"].multiply_adds == costs["none"].multiply_adds < costs["B"].multiply_adds < costs["C"].multiply_adds
 
 
+@pytest.mark.slow
 def test_what_shortcuts_bring(outcome):
     assert outcome.loss.shape == (2, 2)
     assert outcome.accuracy.shape == (2,)
     assert outcome.seconds > 0
 
 
+@pytest.mark.slow
 def test_a_group_of_the_batch_is_no_group(outcome):
     whole, halves = (
         norm_groups.outcome(dataclasses.replace(TINY, norm_group_size=norm_groups.BATCH // n), "digits", 2, 1)
@@ -213,6 +217,7 @@ def train_round(trial):
     return federated.make_round(trial, 2)
 
 
+@pytest.mark.slow
 def test_clients_with_all_data_are_central_training(trial, train_round):
     everything = np.arange(trial.train.source.size)
     federal = train_round(trial.init(trials.keys_of(trial, 0)[0]), [everything, everything], 0, 0)
@@ -273,6 +278,7 @@ def test_a_picture_has_few_colours(tmp_path):
         assert len(picture.getcolors()) <= 128
 
 
+@pytest.mark.slow
 def test_every_question_is_drawn(tmp_path, monkeypatch):
     """With made-up numbers."""
     monkeypatch.setattr(trials, "save", lambda figure, path: figure.savefig(path, dpi=30))

@@ -174,6 +174,7 @@ def test_a_transform_of_ones_own_sees_image_and_target_and_a_key_of_each_example
     np.testing.assert_array_equal(part.target, out.target[4:])
 
 
+@pytest.mark.slow
 def test_steps_with_all_this_are_the_same_from_host_and_devices(tiny, tmp_path):
     recipe = check(replace(tiny, augment=MUCH))
     sources = open_sources(recipe, tmp_path)

@@ -75,7 +75,8 @@ def assert_all_same(*cases):
     chex.assert_trees_all_close(*both(*inputs), **(FLOAT64 if inputs[0].dtype == np.float64 else FLOAT32))
 
 
-@pytest.fixture(params=["float32", "float64"])
+# Every day in float64, in which an error of a formula shows; float32 is what all other tests compute in
+@pytest.fixture(params=[pytest.param("float32", marks=pytest.mark.slow), "float64"])
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
         yield jnp.dtype(request.param)
@@ -232,6 +233,7 @@ def network(kernel, x):
     return jnp.sin(max_pool(y))
 
 
+@pytest.mark.slow
 def test_second_derivatives():
     with jax.enable_x64(True):
         x, kernel = normal((1, 5, 6, 2), 0, jnp.float64), normal((1, 1, 2, 3), 1, jnp.float64)

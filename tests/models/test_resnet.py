@@ -95,11 +95,11 @@ def test_stages_of_known_networks():
 @pytest.mark.parametrize(
     ("fields", "shape"),
     [
-        ({}, (9, 8)),
+        pytest.param({}, (9, 8), marks=pytest.mark.slow),
         ({"block": Bottleneck, "output_stride": 2}, (8, 8)),
-        ({"block": PreActBasicBlock, "stem": PreActCifarStem}, (9, 8)),
+        pytest.param({"block": PreActBasicBlock, "stem": PreActCifarStem}, (9, 8), marks=pytest.mark.slow),
         ({}, (11,)),
-        ({"num_classes": 0}, (4, 6, 5)),
+        pytest.param({"num_classes": 0}, (4, 6, 5), marks=pytest.mark.slow),
     ],
     ids=["post", "dilated", "pre", "sequence", "video without a head"],
 )
@@ -132,11 +132,11 @@ def test_output_strides_that_cannot_be_had(output_stride):
     [
         (BasicBlock, "A", 1, (8, 16)),
         pytest.param(BasicBlock, "B", 1, (8, 16), marks=pytest.mark.slow),
-        (BasicBlock, "D", 2, (8, 16)),
+        pytest.param(BasicBlock, "D", 2, (8, 16), marks=pytest.mark.slow),
         pytest.param(Bottleneck, "B", 2, (8, 16), marks=pytest.mark.slow),
         pytest.param(Bottleneck, "C", 1, (8, 16), marks=pytest.mark.slow),
         (Bottleneck, "D", 1, (8, 16)),
-        (OriginalBottleneck, "B", 1, (8, 16)),
+        pytest.param(OriginalBottleneck, "B", 1, (8, 16), marks=pytest.mark.slow),
         (PreActBasicBlock, "B", 1, (8, 16)),
         (PreActBottleneck, "D", 1, (8, 16)),
         (Bottleneck, "B", 1, (24,)),
@@ -157,6 +157,7 @@ def test_dilation_computes_what_the_stride_would_have_kept(block, shortcut, outp
         np.testing.assert_allclose(many[(slice(None), *step)], few, rtol=1e-4, atol=1e-5 * float(jnp.abs(few).max()))
 
 
+@pytest.mark.slow
 def test_the_blur_is_dilated_with_the_rest():
     for block, stem in ((BasicBlock, CifarStem), (Bottleneck, CifarStem), (PreActBottleneck, PreActCifarStem)):
         model = small(1, 2, 1, block=block, stem=stem, antialias=True)

@@ -115,6 +115,7 @@ def test_several_hosts_need_a_directory(tmp_path):
     assert all("several hosts write to one directory" in error for error in errors)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_at_one_step_and_one_host_goes_on(tmp_path):
     """And a run that was begun by two processes and ended by one has the curve of one alone, but for rounding."""
     port = free_port()

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from conftest import QUICKLY
 
 from resnet_jax.models import cpu_ops as kernels
@@ -33,6 +34,7 @@ def test_what_stands_before_a_barrier_is_computed_once():
     np.testing.assert_array_equal(jitted(shared)(x, x)[0], 4)
 
 
+@pytest.mark.slow
 def test_half_precision_resnet20_is_finite():
     """NaN under a plain jit with jaxlib 0.11.2 and 0.12.0; the fault needs this depth, size and shortcut."""
     x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))

@@ -22,7 +22,7 @@ ONE = RunOptions(devices=1)
 QUIET = {"options": ONE, "console": Console(quiet=True)}
 
 
-@pytest.mark.parametrize("validation", [0, 8])
+@pytest.mark.parametrize("validation", [pytest.param(0, marks=pytest.mark.slow), 8])
 def test_arrays_train_what_their_data_set_trains(tiny, tmp_path, validation):
     recipe = replace(tiny, data=Data(name="tiny", num_validation=validation))
     arrays = [to_arrays(open_split("tiny", split, tmp_path)) for split in ("train", "test")]
@@ -76,7 +76,7 @@ def outputs(size, kind):
     return images.astype(np.uint8), labels
 
 
-@pytest.mark.parametrize(("kind", "gib"), [("multilabel", 2.0), ("mse", 0.0)])
+@pytest.mark.parametrize(("kind", "gib"), [pytest.param("multilabel", 2.0, marks=pytest.mark.slow), ("mse", 0.0)])
 def test_several_outputs_an_image(tiny, tmp_path, kind, gib):
     """On the devices, and read ahead by threads; with two stages, for it has to learn."""
     train, test = outputs(64, kind), outputs(16, kind)
@@ -138,7 +138,12 @@ def test_a_loss_that_does_not_fit_the_labels(tiny, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "channels", "gib"),
-    [((9,), (), 2.0), ((9,), (2,), 0.0), ((4, 8, 6), (), 0.0), ((4, 8, 6), (2,), 2.0)],
+    [
+        ((9,), (2,), 0.0),
+        ((4, 8, 6), (), 2.0),
+        pytest.param((9,), (), 2.0, marks=pytest.mark.slow),
+        pytest.param((4, 8, 6), (2,), 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_sequences_and_video(tiny, tmp_path, shape, channels, gib):
     """Trained, read again from the directory, and measured once more: on the devices, and read ahead by threads."""

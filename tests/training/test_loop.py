@@ -88,6 +88,7 @@ def test_a_finished_run_is_left_alone(tiny, tmp_path):
     chex.assert_trees_all_equal(first.state, again.state)
 
 
+@pytest.mark.slow
 def test_eight_devices_train_what_one_does(tiny, tmp_path):
     grouped = replace(tiny, model=replace(TINY, norm_group_size=2))
     one = quiet_result(grouped, tmp_path / "one")

@@ -41,6 +41,11 @@ from resnet_jax.training.stacked import make_stacked_step, seed_of, seeds_that_f
 LAYOUTS = {"sequential": 1, "devices": 3, "vmap": 1}  # on that many devices
 
 
+def layouts(*quick):
+    """All layouts, of which those that are not named are tested with the slow tests."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in LAYOUTS]
+
+
 def several(train, recipe, seeds, out, *, seed_layout="auto", **options):
     """Train several seeds; return what `train` returns and what was printed."""
     printed = io.StringIO()
@@ -74,7 +79,7 @@ def assert_single_run(layout, folder, result, single, single_folder):
         assert line == pytest.approx(other, rel=1e-3)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("devices", "vmap"))
 def test_each_replica_is_its_single_run(tiny, tmp_path, alone, layout):
     results, said = several(train_seeds, tiny, range(3), tmp_path / "x", devices=LAYOUTS[layout], seed_layout=layout)
     for seed, result in enumerate(results):
@@ -87,7 +92,7 @@ def test_each_replica_is_its_single_run(tiny, tmp_path, alone, layout):
     assert gone_on.rows == results[2].rows
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("vmap"))
 def test_from_wherever_each_of_them_is_they_go_on(tiny, tmp_path, alone, layout):
     """As after kill -9 between two saves: one is further than the other, and one has not begun."""
     options = {"devices": LAYOUTS[layout], "seed_layout": layout}
@@ -101,6 +106,7 @@ def test_from_wherever_each_of_them_is_they_go_on(tiny, tmp_path, alone, layout)
         assert_single_run(layout, tmp_path / f"x/seed{seed}", result, *alone[seed])
 
 
+@pytest.mark.slow
 def test_replicas_at_different_steps_are_one_program(tiny, tmp_path, alone):
     quietly(tiny, tmp_path / "x/seed0", stop_at=5)
     results, said = several(train_seeds, tiny, range(2), tmp_path / "x", devices=1, seed_layout="vmap")
@@ -136,6 +142,7 @@ def test_in_one_program_they_differ_by_rounding_alone(tiny, tmp_path):
             chex.assert_trees_all_close(seed_of(statuses, k), single[k][1], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_replicas_share_out_the_devices(tiny, tmp_path):
     """Two of four each, as a run with --devices 2."""
     results, _ = several(train_seeds, tiny, (4, 7), tmp_path / "x", devices=4, seed_layout="devices")
@@ -144,6 +151,7 @@ def test_replicas_share_out_the_devices(tiny, tmp_path):
         assert_single_run("devices", tmp_path / f"x/seed{seed}", result, single, tmp_path / f"alone{seed}")
 
 
+@pytest.mark.slow
 def test_images_from_the_host_and_more_replicas_than_devices(tiny, tmp_path, alone):
     options = {"devices": 2, "seed_layout": "devices", "device_cache_gib": 0.0, "num_threads": 0}
     results, _ = several(train_seeds, tiny, range(3), tmp_path / "x", **options)
@@ -167,7 +175,7 @@ def test_seeds_that_are_added_are_trained_and_those_that_have_ended_are_left_alo
     chex.assert_trees_all_equal(both[1].state, first[1].state)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("vmap"))
 def test_a_replica_that_is_not_finite_stops_and_the_others_go_on(tiny, tmp_path, alone, monkeypatch, layout):
     plain = seeds_module.restore_or_init
 
@@ -193,7 +201,7 @@ def test_a_replica_that_is_not_finite_stops_and_the_others_go_on(tiny, tmp_path,
         several(train_seeds, tiny, range(3), tmp_path / "x", **options)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("devices"))
 def test_the_data_lies_on_a_device_once(tiny, tmp_path, monkeypatch, layout):
     gc.collect()
     plain, found = loop_module.append_metrics, []
@@ -214,7 +222,7 @@ def test_the_data_lies_on_a_device_once(tiny, tmp_path, monkeypatch, layout):
         assert sorted(device.id for some in devices for device in some) == list(range(LAYOUTS[layout]))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", layouts("vmap"))
 def test_a_signal_ends_all_of_them_and_the_same_command_goes_on(tiny, tmp_path, alone, monkeypatch, layout):
     module = stacked_module if layout == "vmap" else loop_module
 

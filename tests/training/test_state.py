@@ -48,6 +48,7 @@ def drawing(key):
     return init_variables(key, network(), SHAPE)["params"]
 
 
+@pytest.mark.slow
 def test_no_two_kernels_are_alike():
     draw = jax.jit(drawing, compiler_options=QUICKLY)
     drawn, other = (jax.device_get(draw(jax.random.key(seed))) for seed in (0, 1))

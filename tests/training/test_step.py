@@ -152,7 +152,7 @@ def test_padding_does_not_train():
     chex.assert_trees_all_close(plain_sums, masked_sums, rtol=1e-6)
 
 
-@pytest.mark.parametrize("group", [None, 2])
+@pytest.mark.parametrize("group", [pytest.param(None, marks=pytest.mark.slow), 2])
 def test_devices_change_nothing_but_rounding(group):
     model, data = network(group), batch()
     alone, alone_sums = take(initial(model), data, model)

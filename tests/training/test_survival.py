@@ -103,6 +103,7 @@ def test_averages_are_measured_beside_and_used_after(tiny, tmp_path):
     chex.assert_trees_all_equal(raw.params, state.params)
 
 
+@pytest.mark.slow
 def test_the_averages_are_those_of_the_definition(tiny, tmp_path):
     """ema <- keep ema + (1 - keep) new, every second step."""
     averaging = replace(tiny, ema_decay=0.75, ema_update_every=2, ema_warmup=False, steps=4)
@@ -140,6 +141,7 @@ def test_a_target_ends_the_run_and_says_when(tiny, tmp_path):
     chex.assert_trees_all_equal(further.state, whole.state)
 
 
+@pytest.mark.slow
 def test_images_grow_while_a_run_is_trained(tiny, tmp_path):
     growing = replace(tiny, augment=Augment(crop_padding=1, progressive_sizes=(6, 8), progressive_starts=(0, 5)))
     result, said = quietly(growing, tmp_path / "run", eval_every=6)

@@ -284,6 +284,7 @@ print(time.perf_counter() - start, peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_seconds_and_memory(tmp_path):
     file, model = tmp_path / "wide.safetensors", MODELS["wide_resnet50_2"]
     write_tensors(file, to_state_dict(model, zeros_of(model)))
