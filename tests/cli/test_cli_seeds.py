@@ -95,6 +95,7 @@ def test_the_table_has_a_column_for_any_metric(capsys):
     assert re.search(r"^ *2 +12 of 12 +92\.00( +-){5} +0\.5000 ", capsys.readouterr().out, re.M)
 
 
+@pytest.mark.slow
 def test_each_is_an_ordinary_run(capsys):
     assert main([*TRAIN, "--seeds", "5", "8", "--stop-at", "5"]) == 0
     printed = capsys.readouterr().out

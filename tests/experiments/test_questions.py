@@ -55,6 +55,7 @@ def examples(trial, indices):
     return trial.train.arrays.image[indices], trial.train.arrays.target[indices]
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_run_of_its_recipe(trial):
     """The first loss is that of the network as drawn; the state that is returned was trained."""
     init_key, _ = trials.keys_of(trial, 0)
@@ -256,6 +257,7 @@ def test_steps_until_a_loss():
     assert preactivation.steps_to(loss, 0.01) == np.inf
 
 
+@pytest.mark.slow
 def test_without_warm_up_the_first_step_has_the_whole_rate():
     """From the same parameters: ten times the change."""
     warm = preactivation.warm_trial(TINY, "digits", 3)

@@ -90,6 +90,7 @@ def test_an_earlier_stage_is_weighted_by_the_slope_of_the_logit(stage):
         np.testing.assert_allclose(one, by_hand / (by_hand.max() or 1), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_classes_it_is_of_the_likeliest():
     model, x = network(), images(16, 8, 8, 2)
     v = drawn(model, x)
@@ -218,6 +219,7 @@ def test_a_network_of_sequences_takes_no_image(tiny, tmp_path, monkeypatch, caps
         assert capsys.readouterr().err == message
 
 
+@pytest.mark.slow
 def test_the_outputs_of_a_regression_are_no_probabilities(tiny, tmp_path, monkeypatch, capsys):
     """And they stand in their own order, whichever is the largest."""
     monkeypatch.chdir(tmp_path)

@@ -247,6 +247,7 @@ def test_under_vmap():
         assert_same(lambda kernel: jax.vmap(network, (None, 0))(kernel, x), kernel[0])
 
 
+@pytest.mark.slow
 def test_under_shard_map():
     """As in a step of training: each device has its own images, and its share of the gradient."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -152,6 +152,7 @@ def test_groups_on_several_devices_meet_in_every_layer(tmp_path):
     assert len(re.findall(r" all-reduce(?:-start)?\(", compiled_text(*setup_on(8, tmp_path, group=None)))) > 2
 
 
+@pytest.mark.slow
 def test_sharded_parameters_lie_in_equal_parts_and_are_gathered(tmp_path):
     setup, inputs = setup_on(8, tmp_path, name="wide", param_sharding="sharded")
     state = init_train_state(setup)

@@ -69,6 +69,7 @@ def test_half_an_entry_is_thrown_away_and_whole_ones_are_kept(home, tmp_path):
     assert not list(home.glob("x*"))
 
 
+@pytest.mark.slow
 def test_two_at_once(home, tmp_path):
     both = [begin(tmp_path, number=number) for number in (1, 2)]
     assert [said(process) for process in both] == ["2\n", "3\n"]

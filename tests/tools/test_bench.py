@@ -43,6 +43,7 @@ def test_of_a_recipe(tiny, tmp_path, monkeypatch, capsys, what):
     assert jax.config.values["jax_compilation_cache_dir"] == cache
 
 
+@pytest.mark.slow
 def test_of_a_network_of_ones_own(tiny, tmp_path, monkeypatch, capsys):
     """Its layers are those of flax, which count as well."""
     monkeypatch.chdir(tmp_path)
@@ -91,7 +92,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, tmp_path, monkeypatch):
     found = measure_step(subject, "train", bounds=MeasureFor(5, 2), data_dir=tmp_path, devices=1, log=said.append)
     assert opened == [16, 8, 4]
     assert (found.batch, found.asked) == (4, 16)
-    assert said[0] == "resnet20: 16 images a step do not fit into the memory, trying 8"
+    assert said[0] == "resnet20: 16 images per step do not fit into the memory, trying 8"
     monkeypatch.setattr(step, "_open", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # only for want of memory
         measure_step(subject, "train", bounds=MeasureFor(5, 2), data_dir=tmp_path, devices=1)

@@ -107,6 +107,7 @@ def test_seed_and_recipe_decide_the_start(tiny, tmp_path):
     assert not np.array_equal(jax.random.key_data(largest[0]), jax.random.key_data(largest[1]))
 
 
+@pytest.mark.slow
 def test_validation_replaces_the_test_split_while_training(tiny, tmp_path):
     result = quiet_result(replace(tiny, data=Data(name="tiny", num_validation=8)), tmp_path / "run")
     assert result.split == "validation"

@@ -79,7 +79,7 @@ def assert_single_run(layout, folder, result, single, single_folder):
         assert line == pytest.approx(other, rel=1e-3)
 
 
-@pytest.mark.parametrize("layout", layouts("devices", "vmap"))
+@pytest.mark.parametrize("layout", layouts("devices"))
 def test_each_replica_is_its_single_run(tiny, tmp_path, alone, layout):
     results, said = several(train_seeds, tiny, range(3), tmp_path / "x", devices=LAYOUTS[layout], seed_layout=layout)
     for seed, result in enumerate(results):
@@ -275,6 +275,7 @@ def test_directories_of_other_runs_are_refused_before_anything_is_trained(tiny, 
         several(train_each_seed, tiny, range(2), tmp_path / "x" / "seed1", devices=1)
 
 
+@pytest.mark.slow
 def test_the_fastest_layout_is_measured_and_told(tiny, tmp_path, monkeypatch):
     """One after the other on two devices, or each on its own."""
     grouped = replace(tiny, model=replace(TINY, norm_group_size=2), steps=3)
@@ -323,6 +324,7 @@ def test_slices_of_the_devices():
     assert sizes(4, 9, 16) == [1, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_compiling_one_program_is_not_training(tiny, tmp_path, monkeypatch):
     make, clock, hours = stacked_module.make_stacked_step, time.perf_counter, []
 

@@ -108,6 +108,7 @@ def test_training_lowers_the_loss_and_moves_the_statistics():
     assert not np.allclose(state.batch_stats["stem"]["norm"]["mean"], 0)
 
 
+@pytest.mark.slow
 def test_randomness_is_a_function_of_the_step():
     model, data = network(), batch()
 
@@ -123,6 +124,7 @@ def test_randomness_is_a_function_of_the_step():
     assert not np.allclose(later.params["stem"]["conv"]["kernel"], again.params["stem"]["conv"]["kernel"])
 
 
+@pytest.mark.slow
 def test_mixed_labels_train_and_nothing_mixed_is_as_without():
     model, data = network(), batch()
     plain, plain_sums = take(initial(model), data, model)

@@ -82,6 +82,7 @@ def test_a_step_that_is_not_finite_is_skipped_whole(tiny, tmp_path, monkeypatch)
     assert np.isfinite(result.rows[-1]["train/loss"])
 
 
+@pytest.mark.slow
 def test_where_every_step_is_skipped_the_run_stops(tiny, tmp_path, monkeypatch):
     poison(monkeypatch, *range(12))
     with pytest.raises(InputError, match="every step was skipped before step 3"):
