@@ -24,7 +24,7 @@ class ConvertOptions:
     model: str | None = None
     """Network, if the source does not name it."""
     cast: bool = False
-    """Convert weights that are not float32 to float32."""
+    """Round float64 weights to float32; float16 and bfloat16 are read without it."""
 
 
 def convert(words: list[str]) -> int:

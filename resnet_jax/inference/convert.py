@@ -83,6 +83,7 @@ def _open(
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         metadata = write_metadata(setup.recipe, setup.dataset)
         return setup.recipe.model.name, require_resnet(setup.model, "convert"), variables, metadata
+    model = model or (read_tensor_file(locate(source).file).metadata or {}).get("model")
     if not model:
         raise InputError(f"{source}: which network is it? name it with --model (`resnet-jax list` shows all)")
     network, variables = create_model(model, pretrained=source, cast=cast)

@@ -22,7 +22,7 @@ from resnet_jax.training.state import TrainState, with_ema_params
 from resnet_jax.weights.entries import WEIGHTS, Entry, class_names
 from resnet_jax.weights.load import count_channels, count_classes, log_notes, match_tensors
 from resnet_jax.weights.locate import locate
-from resnet_jax.weights.rename import rename
+from resnet_jax.weights.rename import describe_names, rename
 from resnet_jax.weights.state_dict import TensorFile
 from resnet_jax.weights.tensors import read_tensor_file
 
@@ -99,13 +99,12 @@ def _written(found: TensorFile, weights: WeightsInfo) -> tuple[Recipe, DatasetIn
 
 def _described(where: str, found: TensorFile, weights: WeightsInfo, entry: Entry | None) -> tuple[Recipe, DatasetInfo]:
     """Return what the flags, published weights or a config.json say of a file."""
-    name, entry = _network(where, weights, entry)
+    name, entry = _network(where, weights, entry, (found.metadata or {}).get("model"))
     found = rename(MODELS[name], found)
     classes = count_classes(found.tensors)
     if classes is None:
-        raise InputError(
-            f"{found.path}: has no head, and so no classes; start a training from it with model.pretrained"
-        )
+        hint = "is it of another network? Without a head, a training can start from it: model.pretrained"
+        raise InputError(f"{found.path}: has no head, and so no classes{describe_names(found)}; {hint}")
     preprocessing = _preprocessing(where, weights, entry)
     size = preprocessing.image_size
     shape = (size, size) if size else MODELS[name].input_shape[:-1]
@@ -115,20 +114,19 @@ def _described(where: str, found: TensorFile, weights: WeightsInfo, entry: Entry
     return recipe, DatasetInfo(class_names(classes, entry), (*shape, channels), train_size=1, data_dir="")
 
 
-def _network(where: str, weights: WeightsInfo, entry: Entry | None) -> tuple[str, Entry | None]:
-    """Return the name of the network, and the published weights that it resembles."""
+def _network(where: str, weights: WeightsInfo, entry: Entry | None, written: str | None) -> tuple[str, Entry | None]:
+    """Return the name of the network, also if it is only `written` in the file, and the weights that it resembles."""
     if weights.model in WEIGHTS:
         return WEIGHTS[weights.model].model, WEIGHTS[weights.model]
     if entry and entry.refused:
         hint = "take other weights, or remove it there if it does not matter"
         raise InputError(f"{where}: config.json says {entry.refused}, which is not understood; {hint}")
-    if weights.model is None:
-        if entry is None:
-            raise InputError(f"{where}: which network is it? name it with --model (`resnet-jax list` shows all)")
-        return entry.model, entry
-    if weights.model not in MODELS:
-        raise unknown("model", weights.model, [*MODELS, *WEIGHTS])
-    return weights.model, entry
+    if weights.model is None and entry is None and written not in MODELS:
+        raise InputError(f"{where}: which network is it? name it with --model (`resnet-jax list` shows all)")
+    name = weights.model or (entry.model if entry else str(written))
+    if name not in MODELS:
+        raise unknown("model", name, [*MODELS, *WEIGHTS])
+    return name, entry
 
 
 def _preprocessing(where: str, weights: WeightsInfo, entry: Entry | None) -> Preprocessing:

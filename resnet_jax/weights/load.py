@@ -81,7 +81,7 @@ def match_tensors(model: ResNet, found: TensorFile, *, cast: bool = False) -> Lo
     for path in _HEAD if notes else ():
         del names[path]
     _require_names(tensors, set(names.values()), found)
-    notes += [f"{file}: {listed(found.left_out)} beside the weights is left out"] if found.left_out else []
+    notes += [f"{file}: beside the weights and left out: {listed(found.left_out)}"] if found.left_out else []
     dtypes = {tensors[name].dtype for name in names.values()} & _NARROW
     notes += [f"{file}: weights in {listed(sorted(map(str, dtypes)))} are read as float32"] if dtypes else []
     leaves: dict[Leaf, jax.Array] = {}

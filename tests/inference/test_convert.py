@@ -87,6 +87,20 @@ def bare_copy(weights):
     return bare
 
 
+def test_a_file_whose_preprocessing_is_not_known_still_says_its_network(run, tmp_path, capsys):
+    path = tmp_path / "w.safetensors"
+    convert_weights(str(run), path, "timm")
+    convert_weights(bare_copy(path), path, "flax", model="resnet8")
+    convert_weights(str(path), path, "timm")
+    assert read_tensor_file(path).metadata["model"] == "resnet8"
+    assert main(["evaluate", str(path), "--data", "digits"]) == 2
+    assert "its preprocessing is not known; give --mean" in capsys.readouterr().err
+    tensors = {f"model.{name}": tensor for name, tensor in read_tensors(path).items()}
+    write_tensors(path, tensors)
+    assert main(["evaluate", str(path), "--data", "digits", "--model", "resnet14", "--mean", "0", "--std", "1"]) == 2
+    assert "has no head, and so no classes (names begin with 'model.'); is it of" in capsys.readouterr().err
+
+
 def test_the_network_and_the_task_of_a_run_are_in_the_file(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fields = {"depths": (1, 1), "width": 4, "act": "silu"}
@@ -113,7 +127,7 @@ def test_the_network_and_the_task_of_a_run_are_in_the_file(tiny, tmp_path, monke
         ({"depths": [1000000000]}, "too large for its tensors"),
         ({"depths": "many"}, "too large for its tensors"),
         ({"groups": -1}, "model.fields: groups is -1"),
-        ({"name": "os:system"}, "which network is it?"),
+        ({"name": "os:system"}, "its preprocessing is not known"),
     ],
 )
 def test_metadata_of_a_stranger_are_one_line(run, tmp_path, change, message, capsys):

@@ -104,5 +104,6 @@ def test_every_reader_refuses_it(tmp_path, kind, capsys):
 
 
 def test_nothing_else_reads_json():
-    users = [p.name for p in (ROOT / "resnet_jax").rglob("*.py") if "json.load" in p.read_text()]
-    assert users == ["strict_json.py"]
+    users = {p.name for p in (ROOT / "resnet_jax").rglob("*.py") if "json.load" in p.read_text()}
+    # tfds.py looks for what TFDS would import, and so parses as TFDS does; each of its errors is an InputError
+    assert users == {"strict_json.py", "tfds.py"}
