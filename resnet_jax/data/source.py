@@ -284,6 +284,14 @@ def as_target(target: Any) -> np.ndarray:
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
 
 
+def stack_targets(targets: Sequence[Any]) -> np.ndarray:
+    """Return targets as one array; raise InputError if their shapes differ."""
+    shapes = sorted({np.shape(target) for target in targets})
+    if len(shapes) > 1:
+        raise InputError(f"targets of shape {shapes[0]} and {shapes[1]}; give all of them one shape")
+    return np.stack([as_target(target) for target in targets])
+
+
 def _indirect(read: Callable[[int], Any], indices: np.ndarray, index: int) -> Any:
     return read(int(indices[index]))
 
@@ -321,7 +329,7 @@ def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
             sizes = " and ".join(_by(s[:-1]) for s in (shape, other))
             raise InputError(f"images of {sizes} pixels; set data.image_size to bring all to one size")
         np.stack([e.image for e in examples], out=images[part])
-        labels[part] = [e.target for e in examples]
+        labels[part] = stack_targets([label, *(e.target for e in examples)])[1:]
 
     with ThreadPoolExecutor(threads) as pool:
         # Raises the first error, in the order of the examples

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from resnet_jax.data.source import Example, Source, as_target
+from resnet_jax.data.source import Example, Source, as_target, stack_targets
 from resnet_jax.errors import InputError
 
 # (index of an example, position of the row in the run, for what is random in it) -> example
@@ -70,7 +70,7 @@ def _stack(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
         raise InputError(
             f"images of {' and '.join(map(str, sorted(shapes)[:2]))}; set data.image_size to bring all to one size"
         )
-    return np.stack([image for image, _ in rows]), np.stack([label for _, label in rows])
+    return np.stack([image for image, _ in rows]), stack_targets([target for _, target in rows])
 
 
 def skip_corrupt(read: Read, size: int, replaced: dict[int, str]) -> Read:

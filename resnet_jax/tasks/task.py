@@ -34,14 +34,12 @@ class TargetSpec(NamedTuple):
 
     def cast(self, source: Source) -> Source:
         """Return the source with targets of `dtype` if they are arrays; classes stay integers."""
-        if not np.ndim(source.read(0).target):
-            return source
         return source._replace(read=partial(_read_cast, source.read, self.dtype))
 
 
 def _read_cast(read: Callable[[int], Example], dtype: type[np.generic], index: int) -> Example:
     image, target = read(index)
-    return Example(image, np.asarray(target, dtype))
+    return Example(image, np.asarray(target, dtype) if np.ndim(target) else target)
 
 
 class Task(NamedTuple):

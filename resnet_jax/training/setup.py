@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.data.datasets import found_in, holdout_split, open_split
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import Example, Source, all_named, source_digest
+from resnet_jax.data.source import Source, all_named, source_digest
 from resnet_jax.errors import InputError, first_line
 from resnet_jax.input_pipeline.device_input import gather_batch
 from resnet_jax.input_pipeline.host_input import reader, skip_corrupt
@@ -145,16 +145,20 @@ def open_sources(
         )
     else:
         train, held = (holdout_split(data[name == "test"], name, d.num_validation, d.name) for name in names)
-    shape = _first_readable(train).image.shape
+    shape = _skipping_corrupt(train).read(0).image.shape
     with all_named(held):
         held_shape = held.read(0).image.shape
     if held_shape != shape:
         raise InputError(f"{d.name}: the splits have images of different sizes; set data.image_size to resize them")
+    if data is not None and d.image_size and shape[:2] != (d.image_size, d.image_size):
+        raise InputError(
+            f"data.image_size is {d.image_size}; the images of data= are {shape}, resize them or leave it out"
+        )
     targets = (task or make_task(recipe.loss)).targets
     for source in (train, held):
-        targets.check(source)
+        targets.check(_skipping_corrupt(source))
     train, held = targets.cast(train), targets.cast(held)
-    require_movable_target(recipe.augment, *_first_readable(train))
+    require_movable_target(recipe.augment, *_skipping_corrupt(train).read(0))
     # An absolute path, so that the run can be evaluated from any directory
     home = found_in(d.name, data_dir).absolute()
     return Sources(train, held, DatasetInfo(train.classes, shape, train.size, str(home)))
@@ -166,8 +170,9 @@ def with_digest(sources: Sources) -> Sources:
     return sources._replace(dataset=replace(sources.dataset, digest=digest))
 
 
-def _first_readable(source: Source) -> Example:
-    return skip_corrupt(reader(source, None), source.size, {})(0, 0)
+def _skipping_corrupt(source: Source) -> Source:
+    read = skip_corrupt(reader(source, None), source.size, {})
+    return source._replace(read=lambda index: read(index, 0))
 
 
 def make_setup(

@@ -333,6 +333,13 @@ def test_a_run_finds_its_images_again_and_knows_its_classes(tmp_path, tiny, monk
         evaluate(tmp_path / "run", devices=1)
 
 
+def test_a_first_image_that_is_corrupt_is_replaced_by_the_next(tmp_path, tiny):
+    layout(tmp_path)
+    (tmp_path / "train" / "ant" / "000.png").write_bytes(b"no image")
+    sources = open_sources(replace(tiny, data=Data(name="folder:.", image_size=8)), tmp_path)
+    assert sources.dataset.image_shape == (8, 8, 3)
+
+
 def test_real_photos(real_data):
     train, test = (
         open_split("folder:hymenoptera", split, real_data, preprocessing=Preprocessing(image_size=32))

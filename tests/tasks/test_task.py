@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.data.source import Example, Source, as_target, to_arrays
+from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.host_input import reader, stream
 from resnet_jax.tasks.multilabel import multilabel
 from resnet_jax.tasks.task import TargetSpec
@@ -32,6 +33,15 @@ def test_labels_given_as_integers_become_the_floats_of_their_task():
     source = Source(1, ("a", "b"), lambda _: Example(np.zeros((2, 2, 1), np.uint8), np.array([0, 1])))
     (labels,) = to_arrays(multilabel().targets.cast(source))[1]
     assert (labels.dtype, labels.tolist()) == (np.float32, [0, 1])
+
+
+def test_targets_of_several_shapes_are_refused():
+    shapes = [(4, 5), (4, 5), (5, 4)]
+    source = Source(3, ("a",), lambda index: Example(np.zeros((4, 5, 1), np.uint8), np.zeros(shapes[index], np.uint8)))
+    with pytest.raises(InputError, match=r"targets of shape \(4, 5\) and \(5, 4\); give all of them one shape"):
+        to_arrays(source)
+    with pytest.raises(InputError, match="give all of them one shape"):
+        next(stream(reader(source, None), lambda _: np.arange(3), range(1), threads=0))
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,8 @@ def test_masks_are_learned_and_move_with_their_images(tiny, tmp_path):
     given = {"model": PerPixel(), "task": task, "data": (source, source)}
     with pytest.raises(InputError, match="augment.crop_padding adds black, which has no target"):
         quietly(recipe, tmp_path / "run", **given)
+    with pytest.raises(InputError, match=r"data.image_size is 16; the images of data= are \(8, 8, 1\), resize them or"):
+        quietly(replace(recipe, data=replace(recipe.data, image_size=16)), tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
     recipe = replace(recipe, augment=Augment(crop_padding=2, pad_mode="reflect", hflip=True))
     result, _ = quietly(recipe, tmp_path / "run", eval_every=60, checkpoint_every=60, **given)
