@@ -2,31 +2,17 @@
 
 import difflib
 import logging
-import re
-from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
-from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError, first_line, unknown
-from resnet_jax.models.zoo import MODELS
-from resnet_jax.runtime.strict_json import parse_json
-from resnet_jax.weights.entries import WEIGHTS, Entry, Interpolation
-from resnet_jax.weights.state_dict import listed
+from resnet_jax.weights.config import PREPROCESSOR, describe
+from resnet_jax.weights.entries import WEIGHTS, Entry
 from resnet_jax.weights.tensors import shards_of
 
 # In a repository of the hub, the safer format first; large weights are an index of files
 _FILES = tuple(f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", ".index.json"))
-
-
-# timm's names for parts of ours. GELU is not among them: ours is the approximation by tanh
-_POOLS = {"avg": "avg", "fast": "avg", "max": "max"}
-_ACTS = {
-    **{name: name for name in ("relu", "silu", "elu", "leaky_relu", "hard_silu")},
-    **{"swish": "silu", "hard_swish": "hard_silu"},
-}
-# Of `model_args`: of training alone, or known from the tensors
-_NEUTRAL = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "pretrained"}
 
 
 class Weights(NamedTuple):
@@ -89,65 +75,17 @@ def _entry_of(source: str) -> Entry | None:
 
 
 def _config_on_hub(where: str) -> Entry | None:
+    # A repository need not have them; transformers' have both
     try:
-        return describe(_from_hub(where, ("config.json",)), where)
+        config = _from_hub(where, ("config.json",))
     except InputError:
-        # A repository need not have one
         return None
-
-
-def describe(config: Path, source: str) -> Entry | None:
-    """Return the entry that timm's config.json describes, or None if it is missing or of another network.
-
-    What it says and is not understood is in `Entry.refused`.
-    """
-    try:
-        values = parse_json(config.read_bytes())
-        model, known = network_of(values["architecture"]), values["pretrained_cfg"]
-        fields, refused = _understood(values, known)
-        preprocessing = Preprocessing(
-            image_size=int(known["input_size"][-1]),
-            crop_pct=float(known["crop_pct"]),
-            interpolation=cast(Interpolation, str(known["interpolation"])),
-            mean=tuple(map(float, known["mean"])),
-            std=tuple(map(float, known["std"])),
-        )
-        name = f"{model}.{known.get('tag', '')}"
-        names = tuple(map(str, values.get("label_names") or known.get("label_names") or ()))
-        classes, license_ = int(values["num_classes"]), str(known.get("license"))
-        return Entry(name, source, classes, None, preprocessing, license_, fields, names, refused)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return None
-
-
-def _understood(values: dict[str, Any], known: dict[str, Any]) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Return the fields of the network that a config.json changes, and what it says that is not understood."""
-    arguments = values.get("model_args") or {}
-    pool = arguments.get("global_pool", values.get("global_pool")) or "avg"
-    act = arguments.get("act_layer") or "relu"
-    allowed: list[tuple[str, Any, Collection[Any]]] = [
-        ("global_pool", pool, _POOLS),
-        ("act_layer", act, _ACTS),
-        ("output_stride", arguments.get("output_stride", 32), (32,)),
-        ("crop_mode", known.get("crop_mode") or "center", ("center",)),
-        ("interpolation", known["interpolation"], ("bilinear", "bicubic")),
-        ("label_offset", known.get("label_offset") or 0, (0,)),
-        ("input_size", known["input_size"][-2:], ([known["input_size"][-1]] * 2,)),
-    ]
-    others = arguments.keys() - _NEUTRAL - {name for name, *_ in allowed}
-    allowed += [(name, arguments[name], ()) for name in sorted(others)]
-    refused = [f"{name[:50]} {str(value)[:50]!r}" for name, value, known in allowed if value not in tuple(known)]
-    fields = (("act", _ACTS.get(str(act), "relu")), ("pool", _POOLS.get(str(pool), "avg")))
-    return tuple(field for field in fields if field[1] not in ("relu", "avg")), listed(refused) if refused else ""
-
-
-def network_of(architecture: str) -> str:
-    """Return the name in MODELS for timm's `architecture`; raise LookupError if there is none."""
-    match = re.fullmatch(r"resnetv2_(\d+)", architecture)
-    name = f"resnet{match[1]}v2" if match else architecture
-    if name not in MODELS:
-        raise LookupError(name)
-    return name
+    entry = describe(config, where)
+    if entry and entry.preprocessing.mean is None:
+        with suppress(InputError):
+            _from_hub(where, (PREPROCESSOR,))
+        entry = describe(config, where)
+    return entry
 
 
 def _from_hub(where: str, files: tuple[str, ...]) -> Path:

@@ -17,7 +17,7 @@ from resnet_jax.recipe import load_recipe
 from resnet_jax.run_dir.environment import read_environments
 from resnet_jax.run_dir.files import read_dataset_info, read_given, read_metrics, read_recipe
 from resnet_jax.runtime.strict_json import MAX_DEPTH, parse_json
-from resnet_jax.weights.locate import describe
+from resnet_jax.weights.config import describe
 
 HOSTILE = {
     "brackets": "[" * 100_000,

@@ -10,8 +10,9 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError
 from resnet_jax.models.zoo import MODELS
+from resnet_jax.weights.config import describe, network_of
 from resnet_jax.weights.entries import WEIGHTS, best_entry, class_names
-from resnet_jax.weights.locate import Weights, describe, locate, network_of
+from resnet_jax.weights.locate import Weights, locate
 
 CONFIG = {
     "architecture": "resnetv2_50",
@@ -99,6 +100,46 @@ def test_what_a_config_says_and_is_not_understood_is_named(tmp_path, arguments, 
     assert entry_of(tmp_path, arguments, cfg).refused == refused
 
 
+TRANSFORMERS = {
+    **{"model_type": "resnet", "architectures": ["ResNetForImageClassification"], "layer_type": "bottleneck"},
+    **{"depths": [3, 4, 6, 3], "hidden_sizes": [256, 512, 1024, 2048], "embedding_size": 64, "hidden_act": "relu"},
+    **{"downsample_in_first_stage": False, "id2label": {"0": "ant", "1": "bee"}},
+}
+PREPROCESSING = {
+    **{"crop_pct": 0.875, "do_normalize": True, "do_resize": True, "resample": 3, "size": {"shortest_edge": 224}},
+    **{"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "image_processor_type": "ConvNextImageProcessor"},
+}
+
+
+def of_transformers(tmp_path, config=None, preprocessing=None):
+    (tmp_path / "config.json").write_text(json.dumps(TRANSFORMERS | (config or {})))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING | (preprocessing or {})))
+    return describe(tmp_path / "config.json", "here")
+
+
+def test_a_config_of_transformers(tmp_path):
+    entry = of_transformers(tmp_path)
+    assert (entry.model, entry.class_names, entry.fields, entry.refused) == ("resnet50", ("ant", "bee"), (), "")
+    assert entry.preprocessing == Preprocessing(
+        image_size=224, crop_pct=0.875, interpolation="bicubic", mean=(0.1, 0.2, 0.3), std=(1, 1, 1)
+    )
+    assert of_transformers(tmp_path, preprocessing={"size": 224}) == entry
+    assert of_transformers(tmp_path, {"downsample_in_bottleneck": True}).model == "resnet50_v1"
+    small = {"layer_type": "basic", "depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512]}
+    assert of_transformers(tmp_path, small).model == "resnet18"
+    assert of_transformers(tmp_path, {"depths": [1, 1, 1, 1]}) is None
+    for config, preprocessing, refused in (
+        ({"hidden_act": "gelu"}, {}, "hidden_act 'gelu'"),
+        ({"hidden_sizes": [1, 2, 3, 4]}, {}, "hidden_sizes '[1, 2, 3, 4]'"),
+        ({"downsample_in_first_stage": True}, {"do_normalize": False}, "do_normalize 'False' and downsample_in_first"),
+        ({}, {"size": 384}, "size '384'"),
+        ({}, {"resample": 0}, "resample '0'"),
+    ):
+        assert of_transformers(tmp_path, config, preprocessing).refused.startswith(refused)
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert describe(tmp_path / "config.json", "here").preprocessing == Preprocessing()
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
@@ -152,6 +193,13 @@ def test_the_hub(hub):
         locate("hf:me/offline")
     with pytest.raises(InputError, match="hf:me/empty: has no model.safetensors and no .* and no pytorch_model.bin"):
         locate("hf:me/empty")
+
+
+def test_a_config_of_transformers_on_the_hub(hub):
+    home, asked = hub
+    (home / "config.json").write_text(json.dumps(TRANSFORMERS))
+    assert locate("hf:me/other_a1_in1k").entry.preprocessing == Preprocessing()
+    assert asked[-1][1] == "preprocessor_config.json"
 
 
 def test_shards_on_the_hub(hub):
