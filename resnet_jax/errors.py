@@ -1,6 +1,7 @@
 """Errors that a user can mend: one line each, with what was wrong, where, and what to do next."""
 
 import difflib
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -32,5 +33,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """A hint, "; nearest: ..." with up to three of the `known` names, or nothing where none is near."""
     known = list(known)
     begun = [other for other in known if other.startswith(f"{name}.")]  # a network, of which these are weights
-    near = begun[:3] or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    near = begun[:3] or _same_family(name, known) or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def _same_family(name: str, known: Iterable[str]) -> list[str]:
+    """Return the names with about the same number at the end: resnet20, resnet18 and resnet26 for resnet22."""
+    stem, number = re.fullmatch(r"(.*?)(\d{0,9})", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    others = [other for other in known if number and re.fullmatch(rf"{re.escape(stem)}\d{{1,9}}", other)]
+    apart = {other: abs(int(other.removeprefix(stem)) - int(number)) for other in others}
+    return sorted((other for other in others if 4 * apart[other] <= int(number)), key=apart.__getitem__)[:3]

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
+from resnet_jax.cli.other_names import OTHER_NAMES
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, load_recipe, nearest_fields
 from resnet_jax.recipe.fields import NetworkFields
@@ -109,10 +110,10 @@ def parse(kind: type[Kind], words: list[str], *, prog: str, description: str, de
 
 
 def _message(box: str) -> str:
-    """Return the first paragraph of one of tyro's boxes as one line."""
+    """Return the first paragraph of one of tyro's boxes as one line; in ASCII its title is a paragraph too."""
     lines = [line.strip("│ \n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    rules = [index for index, line in enumerate(lines) if line.startswith("─")]
-    text = " ".join(lines[: rules[0]] if rules else lines)
+    paragraphs = re.split(r"\n[─-]{8,}\n", "\n".join(lines))
+    text = paragraphs[0 if "╭" in box or len(paragraphs) == 1 else 1]
     return re.sub(r"\s+", " ", text).strip().rstrip(".") or "these words do not fit"
 
 
@@ -122,7 +123,11 @@ def _what(word: str, value: Any) -> str:
         return f"word {word!r} (a recipe or run comes first, before any flag)"
     parts = value if isinstance(value, tuple) else (value,)
     known = [name.replace("_", "-") for part in parts for name, _ in fields_of(part)]
-    near = nearest_fields(word.split("=")[0].lstrip("-").replace("_", "-"), known)
+    name = word.split("=")[0].lstrip("-").replace("_", "-")
+    ours = OTHER_NAMES.get(name.rpartition(".")[2], "")
+    if ours.split(" ")[0].rstrip(",").removeprefix("--") in known:
+        return f"field {word!r}; here it is {ours}"
+    near = nearest_fields(name, known)
     return f"field {word!r}" + (f"; nearest: {', '.join('--' + name for name in near)}" if near else "")
 
 

@@ -30,8 +30,8 @@ class PrepareOptions:
     """Folder of the data sets; None is $RESNET_JAX_DATA, or data/."""
     num_threads: int | None = None
     """Number of threads; None is one per core. It does not change the files."""
-    skip_bad: bool = False
-    """Leave out images that cannot be read, and list them in dataset.json."""
+    on_corrupt_image: Literal["fail", "skip"] = "fail"
+    """Action if an image cannot be read: stop, or leave it out and list it in dataset.json."""
 
 
 def prepare(words: list[str]) -> int:
@@ -44,7 +44,7 @@ def prepare(words: list[str]) -> int:
     index = prepare_data(
         options.source,
         options.dest,
-        Packing(options.size, options.quality, shards, options.skip_bad),
+        Packing(options.size, options.quality, shards, options.on_corrupt_image == "skip"),
         data_dir=options.data_dir or default_data_dir(),
         num_threads=options.num_threads,
     )

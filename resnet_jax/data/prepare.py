@@ -37,6 +37,7 @@ from resnet_jax.data.formats.shards import (
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import MissingSplitError, RawExample, Source, default_threads, pixels
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.directory_lock import directory_lock
 from resnet_jax.runtime.terminal import Terminal
 
 # Examples per shard, if the number of shards is not given
@@ -55,7 +56,7 @@ class Packing(NamedTuple):
     """JPEG quality."""
     shards: int | None = None
     """Number of shards of a split; None is one for every 8,192 images."""
-    skip_bad: bool = False
+    skip_corrupt: bool = False
     """Leave out images that cannot be read, and list them in dataset.json."""
 
 
@@ -87,19 +88,25 @@ def prepare_data(
         console: where progress is shown; None is standard output.
 
     Raises:
-        InputError: An image is damaged, or `out` holds other files.
+        InputError: An image is damaged, or `out` holds other files or is being written.
         MachineError: The disk is full.
     """
     _check(packing, num_threads)
     sources = _open(name, data_dir, packing)
+    with directory_lock(out, "is packing there"):
+        return _pack_into(out, name, packing, sources, num_threads or default_threads(), console or Terminal())
+
+
+def _pack_into(
+    out: Path, name: str, packing: Packing, sources: dict[str, Source], threads: int, console: Console
+) -> ShardIndex:
     plans = [plan for split, source in sources.items() for plan in _plans(split, source.size, packing.shards)]
     manifest = _start(out, _settings(name, packing, sources), sources["train"].classes, list(sources))
     shards = {shard.file: shard for of_split in manifest.splits.values() for shard in of_split}
-    console = console or Terminal()
     for note in dict.fromkeys(note for source in sources.values() for note in source.notes):
         console.print(note, highlight=False, markup=False, soft_wrap=True)
     bar = _progress(console, sum(source.size for source in sources.values()))
-    with bar as bump, _threads(num_threads or default_threads()) as pool:
+    with bar as bump, _threads(threads) as pool:
         for plan in plans:
             if plan.file in shards and _is_whole(out, shards[plan.file]):
                 bump(len(plan.examples))
@@ -169,9 +176,16 @@ def _identity(source: Source) -> str:
     # Labels known without reading mean files, whose sizes are known as well
     if source.labels is not None and source.raw:
         for item in map(source.raw, range(source.size)):
-            size = item.content.stat().st_size if isinstance(item.content, Path) else len(item.content)
-            state.update(f"{item.name} {size}\n".encode(errors="replace"))
+            state.update(f"{item.name} {_size(item.content)}\n".encode(errors="replace"))
     return state.hexdigest()
+
+
+def _size(content: Any) -> int:
+    """Return the bytes of an image; -1 for a link to nothing, which is refused or left out when it is read."""
+    try:
+        return content.stat().st_size if isinstance(content, Path) else len(content)
+    except OSError:
+        return -1
 
 
 def _start(out: Path, settings: dict[str, Any], classes: tuple[str, ...], splits: list[str]) -> ShardIndex:
@@ -181,11 +195,14 @@ def _start(out: Path, settings: dict[str, Any], classes: tuple[str, ...], splits
             manifest = read_index(path)
             was = manifest.settings
             changed = [f"{key} {was.get(key)} -> {value}" for key, value in settings.items() if was.get(key) != value]
-            if changed:
+            # Otherwise nothing was packed before another command was given
+            if changed and any(manifest.splits.values()):
                 what = "other images" if changed[0].startswith("digests") else changed[0]
                 raise InputError(f"{out}: holds shards of other settings ({what}); remove it or choose another DEST")
-            return manifest
-    if out.exists() and (not out.is_dir() or any(path.name != f"{UNFINISHED}.tmp" for path in out.iterdir())):
+            return ShardIndex(settings, classes, dict.fromkeys(splits, ())) if changed else manifest
+    if out.exists() and (
+        not out.is_dir() or any(path.name not in (f"{UNFINISHED}.tmp", "lock") for path in out.iterdir())
+    ):
         raise InputError(f"{out}: exists and holds no shards; choose another DEST")
     manifest = ShardIndex(settings, classes, dict.fromkeys(splits, ()))
     with written_to(out):
@@ -239,9 +256,11 @@ def _record(source: Source, packing: Packing, index: int) -> bytes | tuple[str, 
         name, where = item.name or where, item.where
         return pack(packed(item, packing.size, packing.quality))
     except InputError as error:
-        if packing.skip_bad:
+        if packing.skip_corrupt:
             return name or where, str(error).removeprefix(f"{where}: ")
-        raise InputError(f"{error}; mend or remove it, or leave such images out with --skip-bad") from error
+        raise InputError(
+            f"{error}; mend or remove it, or leave such images out with --on-corrupt-image skip"
+        ) from error
 
 
 def _verify(out: Path, shard: Shard, classes: int, position: int) -> int:

@@ -83,6 +83,8 @@ def check_files(images: Sequence[Path], topk: int) -> None:
     if not images:
         raise InputError("no image is named; give at least one file")
     for path in images:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder; name the images in it, such as {path}/*.jpg")
         if not path.is_file():
             raise InputError(f"{path}: no such image file")
 

@@ -3,8 +3,20 @@
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let the error of a full disk name the file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def create_file(path: Path) -> None:
@@ -23,7 +35,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = False) -> 
     """
     partial = path.with_name(path.name + ".tmp")
     create_file(partial)
-    with partial.open("wb") as file:
+    with _naming(path), partial.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         if durable:
             file.flush()
@@ -33,7 +45,7 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = False) -> 
 
 def append(path: Path, text: str) -> None:
     """Append text to a file, created if missing; raise OSError if it is a link."""
-    with open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)) as file:
+    with _naming(path), open(path, "a", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666)) as file:
         file.write(text)
 
 

@@ -134,7 +134,12 @@ def test_epochs_replace_steps_and_steps_replace_epochs(tiny, tmp_path, monkeypat
         (["trian"], "unknown command 'trian'; nearest: train"),
         (["train", "--model.name", "resnet21"], "unknown model 'resnet21'; nearest: "),
         (["train", "--data.name", "cifar"], "unknown data set 'cifar'; nearest: cifar10"),
-        (["train", "--lr", "1"], "unknown field '--lr'; nearest: --optimizer.lr"),
+        (["train", "--lr", "1"], "unknown field '--lr'; here it is --optimizer.lr; see"),
+        (["train", "--optimizer.learning-rate", "1"], "field '--optimizer.learning-rate'; here it is --optimizer.lr;"),
+        (["train", "--resume", "x"], "unknown field '--resume'; here it is --out RUN (a run that is there is resumed)"),
+        (["bench", "data", "--num_workers=3"], "unknown field '--num_workers=3'; here it is --num-threads; see"),
+        (["predict", "x", "y", "--batch", "2"], "unknown field '--batch'; see"),
+        (["summary", "resnet22"], "unknown model 'resnet22'; nearest: resnet20, resnet18, resnet26"),
         (["train", "--optimizer.weight_decy", "1"], "unknown field '--optimizer.weight_decy'; nearest: --optimizer.we"),
         (["train", "--optimizer.lr", "big"], "optimizer.lr: could not convert string to float: 'big'"),
         (["train", "--seed"], "Missing value for argument '--seed'"),
@@ -158,7 +163,7 @@ def test_epochs_replace_steps_and_steps_replace_epochs(tiny, tmp_path, monkeypat
         (["summary", "resnet20", "--size", "9" * 19], "--size is 9999999999999999999; it must be 1 to 65,536"),
         (["list", "--foo", "3"], "unknown field '--foo'"),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+    ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_wrong_use_is_one_line_and_exit_code_two(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

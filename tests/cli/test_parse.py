@@ -1,11 +1,16 @@
 """Words of the command line as recipes."""
 
+import io
 from dataclasses import replace
 
 import pytest
 
+from resnet_jax.cli.other_names import OTHER_NAMES
 from resnet_jax.cli.parse import parse, unset_other_length
-from resnet_jax.recipe import Augment, Recipe, Schedule, check
+from resnet_jax.cli.train import TrainOptions
+from resnet_jax.errors import InputError
+from resnet_jax.recipe import Augment, Recipe, Schedule, check, fields_of
+from resnet_jax.training.options import RunOptions
 
 TIMED = Recipe(
     epochs=30.0,
@@ -65,3 +70,18 @@ def test_an_empty_tuple_can_be_given():
 def test_paths_to_freeze():
     recipe = parsed(Recipe(), "--optimizer.freeze", "stem", "stage1_*")
     assert recipe.optimizer.freeze == ("stem", "stage1_*")
+
+
+def test_flags_of_other_tools_stand_for_flags_that_exist():
+    kinds = (Recipe(), TrainOptions(), RunOptions())
+    known = {"--" + name.replace("_", "-") for kind in kinds for name, _ in fields_of(kind)}
+    assert {ours.split(" ")[0] for ours in OTHER_NAMES.values()} <= known
+    assert not {"--" + name for name in OTHER_NAMES} & known
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_an_error_is_its_message_alone_whatever_the_terminal_can_draw(monkeypatch, encoding):
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", printed)
+    with pytest.raises(InputError, match=r"^Error parsing --batch-size: invalid literal [^-]*: 'x'; see x --help$"):
+        parsed(Recipe(), "--batch-size", "x")

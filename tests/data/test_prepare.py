@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from resnet_jax.data.image import Preprocessing, decode, resize_crop
 from resnet_jax.data.prepare import Packing, prepare_data
 from resnet_jax.data.source import RawExample, from_arrays, to_arrays
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.directory_lock import directory_lock
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
 PHOTO = np.asarray(Image.fromarray(NOISE[:6, :8]).resize((400, 300), Image.Resampling.BICUBIC))
@@ -273,14 +273,14 @@ def test_bad_images_are_named_or_skipped(tmp_path, capsys):
     assert error.count("\n") == 1
     assert "train/ant/02.jpg: not an image that can be read (JPEG, PNG," in error
     assert "; mend or remove it, or leave such images out" in error
-    assert main([*words, "--skip-bad"]) == 2  # other settings
-    assert "holds shards of other settings (skip_bad False -> True)" in capsys.readouterr().err
-    shutil.rmtree(tmp_path / "out")
-    assert main([*words, "--skip-bad"]) == 0
+    # A link to nothing is such an image too
+    (pets / "train" / "bee" / "07.jpg").symlink_to(tmp_path / "nothing")
+    assert main([*words, "--on-corrupt-image", "skip"]) == 0
     out = capsys.readouterr().out
-    assert "train: 11 images, 0.1 MB in 1 file, 1 left out (see dataset.json)" in out
+    assert "train: 11 images, 0.1 MB in 1 file, 2 left out (see dataset.json)" in out
     splits = json.loads((tmp_path / "out" / MANIFEST).read_text())["splits"]
-    ((name, why),) = splits["train"]["shards"][0]["skipped"]
+    (name, why), link = splits["train"]["shards"][0]["skipped"]
+    assert link == ["bee/07.jpg", "cannot be read (No such file or directory)"]
     assert (name, why.split(" (")[0]) == ("ant/02.jpg", "not an image that can be read")
     assert splits["test"]["shards"][0]["skipped"][0][0] == "bee/05.jpg"
     source = open_split("array_record:out", "train", tmp_path, preprocessing=Preprocessing(image_size=8))
@@ -292,7 +292,7 @@ def test_nothing_but_bad_images(tmp_path):
     for path in (pets / "train").rglob("*.jpg"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match="folder:pets: no image of the train split can be read"):
-        prepare_data("folder:pets", tmp_path / "out", Packing(skip_bad=True), data_dir=tmp_path)
+        prepare_data("folder:pets", tmp_path / "out", Packing(skip_corrupt=True), data_dir=tmp_path)
     assert not (tmp_path / "out" / MANIFEST).exists()
 
 
@@ -311,7 +311,9 @@ def test_other_settings_and_other_images_need_another_folder(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").touch()
     for taken in ("mine", "mine/thesis.tex"):
-        with pytest.raises(InputError, match=f"{taken}: exists and holds no shards; choose another DEST"):
+        with pytest.raises(
+            InputError, match=f"{taken}: (exists and holds no shards; choose another DEST|cannot write there)"
+        ):
             prepare_data("digits", tmp_path / taken)
 
 
@@ -360,3 +362,12 @@ def test_real_photos(real_data, tmp_path):
             got, expected = packed.read(index), plain.read(index)
             assert got.target == expected.target
             assert np.abs(got.image.astype(int) - expected.image).mean() < 6
+
+
+def test_one_process_packs_into_a_folder(tmp_path):
+    layout(tmp_path / "pets")
+    with directory_lock(tmp_path / "out", "is packing there"):
+        with pytest.raises(InputError, match=r"out: process \d+ on .* is packing there; wait for it"):
+            prepare_data("folder:pets", tmp_path / "out", data_dir=tmp_path)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["lock"]
+    assert not (tmp_path / "out").exists()

@@ -182,7 +182,7 @@ def test_without_its_list_a_folder_is_no_data_set(mine):
     ("change", "message"),
     [
         ({"format": "another"}, r"dataset.json: not what `resnet-jax prepare` writes \(format 'another'\)"),
-        ({"version": 2}, "dataset.json: version 2, this release reads version 1; pack again"),
+        ({"version": 2}, "dataset.json: version 2, this release reads version 1; remove its folder, and pack"),
         ({"splits": {"train": {}}}, r"dataset.json: damaged \('shards'\)"),
         ({"splits": []}, "dataset.json: damaged"),
         ({"splits": {"train": {"shards": []}}}, "no train split here"),

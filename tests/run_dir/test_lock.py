@@ -111,7 +111,7 @@ def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
     with run_lock(tmp_path / "run"):
         assert (tmp_path / "run" / "lock").exists()
     assert capsys.readouterr().err == (
-        f"{tmp_path / 'run'}: its file system has no locks; make sure that nothing else trains there\n"
+        f"{tmp_path / 'run'}: its file system has no locks; make sure that nothing else is training there\n"
     )
 
 

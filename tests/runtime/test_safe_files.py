@@ -2,6 +2,7 @@
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +47,9 @@ def test_pipes_and_devices_are_not_read(tmp_path):
     (tmp_path / "text").write_text("x")
     (tmp_path / "link").symlink_to("text")
     assert read_regular(tmp_path / "link") == b"x"
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """As metrics.jsonl of a run: errors of `write` do not know it."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        append(Path("/dev/full"), "x")

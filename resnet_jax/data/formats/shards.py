@@ -37,6 +37,7 @@ MANIFEST, UNFINISHED = "dataset.json", "unfinished.json"
 MAX_SHARDS = 512
 _HEADER = struct.Struct("<HHIHHHH")
 _FILE, _PIXELS = 0, 1
+_REMOVE = "remove its folder, and pack the data into a new one"
 _AGAIN = "give the same `resnet-jax prepare` again, or pack again"
 
 
@@ -188,14 +189,14 @@ def read_index(path: Path) -> ShardIndex:
             raise ValueError(f"format {values['format']!r}")
         version = values["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not what `resnet-jax prepare` writes ({first_line(error)}); pack again") from error
+        raise InputError(f"{path}: not what `resnet-jax prepare` writes ({first_line(error)}); {_REMOVE}") from error
     if version != VERSION:
-        raise InputError(f"{path}: version {version}, this release reads version {VERSION}; pack again with it")
+        raise InputError(f"{path}: version {version}, this release reads version {VERSION}; {_REMOVE}")
     try:
         splits = {split: tuple(map(_shard, of["shards"])) for split, of in values["splits"].items()}
         return ShardIndex(dict(values["settings"]), tuple(map(str, values["classes"])), splits)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: damaged ({first_line(error)}); {_AGAIN}") from error
+        raise InputError(f"{path}: damaged ({first_line(error)}); {_REMOVE}") from error
 
 
 def _shard(values: dict[str, Any]) -> Shard:
