@@ -30,6 +30,7 @@ _DEPTHS = {
     ("bottleneck", (3, 8, 36, 3)): "resnet152",
 }
 _RESAMPLE: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+_PROCESSORS = ("ConvNextImageProcessor", "ConvNextImageProcessorFast", "ConvNextFeatureExtractor")
 PREPROCESSOR = "preprocessor_config.json"
 
 
@@ -111,18 +112,23 @@ def _of_preprocessor(file: Path) -> tuple[Preprocessing, dict[str, tuple[Any, Co
     if not file.is_file():
         return Preprocessing(), {}
     said = parse_json(read_regular(file))
+    kind = said.get("image_processor_type") or said.get("feature_extractor_type")
+    if kind not in _PROCESSORS:
+        return Preprocessing(), {"image_processor_type": (kind, ())}
     size = int(said["size"]["shortest_edge"] if isinstance(said["size"], dict) else said["size"])
+    resample = said.get("resample", 3)
     preprocessing = Preprocessing(
         image_size=size,
         crop_pct=float(said.get("crop_pct") or 0.875),
-        interpolation=_RESAMPLE.get(said.get("resample", 2), "bilinear"),
+        interpolation=_RESAMPLE.get(resample, "bicubic"),
         mean=tuple(map(float, said["image_mean"])),
         std=tuple(map(float, said["image_std"])),
     )
     return preprocessing, {
-        "resample": (said.get("resample", 2), _RESAMPLE),
-        # Of ConvNextImageProcessor, which stretches larger images instead of cropping them
+        "resample": (resample, _RESAMPLE),
+        # Larger images are stretched instead of cropped
         "size": (size, range(1, 384)),
+        "rescale_factor": (said.get("rescale_factor", 1 / 255), (1 / 255,)),
         **{name: (said.get(name, True), (True,)) for name in ("do_resize", "do_normalize", "do_rescale")},
     }
 

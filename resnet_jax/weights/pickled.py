@@ -7,95 +7,33 @@ tensor becomes a `Foreign`, of which only the name is kept.
 
 import io
 import pickletools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from resnet_jax.errors import InputError
+from resnet_jax.weights.pickle_values import (
+    CONSTRUCTORS,
+    IGNORED,
+    KNOWN,
+    ORDERED,
+    PARAMETERS,
+    STORAGES,
+    TENSORS,
+    Foreign,
+    Global,
+    Ignored,
+    Ordered,
+    Storage,
+    Tensor,
+    refusal,
+)
 
 # Of one pickle, without the numbers of the tensors
 MAX_BYTES = 64 << 20
 # Bounds time and memory; a tensor takes about 30
 MAX_OPCODES = 2_000_000
 _DAMAGED = f"the pickle is damaged, cut short or over {MAX_BYTES >> 20} MiB; download it again"
-
-STORAGES = {
-    "torch.DoubleStorage": np.dtype(np.float64),
-    "torch.FloatStorage": np.dtype(np.float32),
-    "torch.HalfStorage": np.dtype(np.float16),
-    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "torch.LongStorage": np.dtype(np.int64),
-    "torch.IntStorage": np.dtype(np.int32),
-    "torch.ShortStorage": np.dtype(np.int16),
-    "torch.CharStorage": np.dtype(np.int8),
-    "torch.ByteStorage": np.dtype(np.uint8),
-    "torch.BoolStorage": np.dtype(np.bool_),
-}
-_ORDERED = ("collections.OrderedDict",)
-_TENSORS = ("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2")
-_PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-# Found beside weights in real checkpoints (best accuracies, schedules); their values are left out
-_IGNORED = (
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "_codecs.encode",
-    "collections.Counter",
-    "builtins.set",
-    "__builtin__.set",
-    "torch.Size",
-    "torch.device",
-    *(f"torch.{name}" for name in ("float64", "float32", "float16", "bfloat16")),
-    *(f"torch.{name}" for name in ("int64", "int32", "int16", "int8", "uint8", "bool")),
-)
-_KNOWN = frozenset((*STORAGES, *_ORDERED, *_TENSORS, *_PARAMETERS, *_IGNORED))
-_CONSTRUCTORS = ("copy_reg._reconstructor", "copyreg._reconstructor", "copy_reg.__newobj__", "copyreg.__newobj__")
-
-
-@dataclass(frozen=True)
-class Storage:
-    """A run of `numel` numbers, stored elsewhere in the file under `key`."""
-
-    key: str
-    dtype: np.dtype
-    numel: int
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor as the file describes it, unchecked: `torch_file.view` checks it."""
-
-    storage: Storage
-    offset: Any
-    size: Any
-    stride: Any
-
-
-@dataclass(frozen=True)
-class _Global:
-    """The name of a class or function, never the object."""
-
-    name: str
-
-
-@dataclass(frozen=True, eq=False)
-class Foreign:
-    """Stand-in for an object, or a key of a dict, that is neither a tensor nor plain data."""
-
-    name: str
-
-
-class _Ordered(dict[Any, Any]):
-    """Stand-in for an OrderedDict; it may get a state (torch's `_metadata`), which is only searched."""
-
-    state: Any = None
-
-
-class _Ignored:
-    """Stand-in for known values that are neither tensors nor plain data."""
 
 
 @dataclass
@@ -113,34 +51,6 @@ class Machine:
     def value(self) -> Any:
         """The pickled value."""
         return self.stack[0]
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """Yield the keys and values of nested containers that are not containers themselves, each container once.
-
-    Globals that the reader does not know are yielded as `Foreign`.
-    """
-    seen, todo = set(), [value]
-    while todo:
-        item = todo.pop()
-        if not isinstance(item, dict | list | tuple):
-            yield Foreign(repr(item.name[:100])) if isinstance(item, _Global) and item.name not in _KNOWN else item
-        elif id(item) not in seen:
-            seen.add(id(item))
-            todo += [*item, *item.values()] if isinstance(item, dict) else item
-            if isinstance(item, _Ordered):
-                todo.append(item.state)
-
-
-def refuse_foreign(value: Any) -> None:
-    """Raise InputError, without the file name, if a value holds a `Foreign`."""
-    if found := foreign_in(value):
-        raise _refused(f"has {found}")
-
-
-def foreign_in(value: Any) -> str | None:
-    """Return the name of a `Foreign` in a value, or None if there is none."""
-    return next((leaf.name for leaf in leaves(value) if isinstance(leaf, Foreign)), None)
 
 
 def interpret(content: bytes) -> Machine:
@@ -171,11 +81,7 @@ def _step(machine: Machine, name: str, argument: Any) -> None:
     elif name in _ACTIONS:
         _ACTIONS[name](machine, argument)
     elif name not in ("PROTO", "FRAME", "STOP"):
-        raise _refused(f"uses the pickle opcode {name}")
-
-
-def _refused(what: str) -> InputError:
-    return InputError(f"{what}, which is not for tensors; nothing was run; ask for its state_dict or for safetensors")
+        raise refusal(f"uses the pickle opcode {name}")
 
 
 def _since_mark(machine: Machine) -> list[Any]:
@@ -235,56 +141,56 @@ def _global(machine: Machine, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise InputError(_DAMAGED)
         name = f"{module} {name}"
-    machine.stack.append(_Global(name.replace(" ", ".")))
+    machine.stack.append(Global(name.replace(" ", ".")))
 
 
 def _call(machine: Machine, _: Any) -> None:
     function, arguments = machine.stack[-2:]
     del machine.stack[-2:]
-    name = function.name if isinstance(function, _Global) else "what is no function"
+    name = function.name if isinstance(function, Global) else "what is no function"
     if type(arguments) is not tuple:
         raise InputError(_DAMAGED)
     if foreign := _foreign_result(function, arguments):
         machine.stack.append(foreign)
-    elif name in _ORDERED:
+    elif name in ORDERED:
         machine.stack.append(_ordered(arguments))
-    elif name in _TENSORS and len(arguments) >= 4 and isinstance(arguments[0], Storage):
+    elif name in TENSORS and len(arguments) >= 4 and isinstance(arguments[0], Storage):
         machine.stack.append(Tensor(*arguments[:4]))
-    elif name in _PARAMETERS and arguments and isinstance(arguments[0], Tensor):
+    elif name in PARAMETERS and arguments and isinstance(arguments[0], Tensor):
         machine.stack.append(arguments[0])
-    elif name in _IGNORED:
-        machine.stack.append(_Ignored())
+    elif name in IGNORED:
+        machine.stack.append(Ignored())
     else:
-        raise _refused(f"calls {name} in a way of its own")
+        raise refusal(f"calls {name} in a way of its own")
 
 
 def _foreign_result(function: Any, arguments: tuple[Any, ...]) -> Foreign | None:
     """Return what a call of an unknown function makes, or a known one of an unknown object; otherwise None."""
     if isinstance(function, Foreign):
         return function
-    if not isinstance(function, _Global):
+    if not isinstance(function, Global):
         return None
     made = arguments[0] if arguments else None
     # Python's own helpers that make an object of a class
-    if function.name in _CONSTRUCTORS and isinstance(made, _Global):
+    if function.name in CONSTRUCTORS and isinstance(made, Global):
         return Foreign(repr(made.name[:100]))
-    if function.name not in _KNOWN:
+    if function.name not in KNOWN:
         return Foreign(repr(function.name[:100]))
-    return made if function.name in (*_TENSORS, *_PARAMETERS) and isinstance(made, Foreign) else None
+    return made if function.name in (*TENSORS, *PARAMETERS) and isinstance(made, Foreign) else None
 
 
 def _new(machine: Machine, arguments: int) -> None:
     """Make an object of a class, with `arguments` tuples or dicts of arguments."""
     del machine.stack[-arguments:]
     made = machine.stack.pop()
-    if not isinstance(made, _Global | Foreign):
-        raise _refused("makes an object of what is no class")
+    if not isinstance(made, Global | Foreign):
+        raise refusal("makes an object of what is no class")
     machine.stack.append(made if isinstance(made, Foreign) else Foreign(repr(made.name[:100])))
 
 
-def _ordered(arguments: tuple[Any, ...]) -> _Ordered:
+def _ordered(arguments: tuple[Any, ...]) -> Ordered:
     """Return an OrderedDict, empty or of [[key, value], ...] as Python 2 wrote it."""
-    made = _Ordered()
+    made = Ordered()
     if not arguments:
         return made
     if type(arguments[0]) is not list:
@@ -300,10 +206,10 @@ def _ordered(arguments: tuple[Any, ...]) -> _Ordered:
 
 def _build(machine: Machine, _: Any) -> None:
     state, target = machine.stack.pop(), machine.stack[-1]
-    if isinstance(target, _Ordered):
+    if isinstance(target, Ordered):
         target.state = state
-    elif not isinstance(target, _Ignored | Foreign):
-        raise _refused("sets the state of an object")
+    elif not isinstance(target, Ignored | Foreign):
+        raise refusal("sets the state of an object")
 
 
 def _persistent(machine: Machine, _: Any) -> None:
@@ -313,15 +219,15 @@ def _persistent(machine: Machine, _: Any) -> None:
         machine.stack.append(reference[1])
         return
     if type(reference) is not tuple or len(reference) not in (5, 6) or reference[0] != "storage":
-        raise _refused("refers to what is no storage")
+        raise refusal("refers to what is no storage")
     _, kind, key, _, numel, *rest = reference
-    if not isinstance(kind, _Global) or type(key) is not str:
-        raise _refused("refers to a storage of an unknown kind")
+    if not isinstance(kind, Global) or type(key) is not str:
+        raise refusal("refers to a storage of an unknown kind")
     if kind.name not in STORAGES:
         machine.stack.append(Foreign(repr(kind.name[:100])))
         return
     if type(numel) is not int or numel < 0 or any(view is not None for view in rest):
-        raise _refused("refers to a part of a storage")
+        raise refusal("refers to a part of a storage")
     storage = Storage(key, STORAGES[kind.name], numel)
     if machine.storages.setdefault(key, storage) != storage:
         raise InputError(f"storage {key[:100]!r} is described in two ways; save the file again")

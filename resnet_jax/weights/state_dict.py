@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from resnet_jax.errors import InputError
-from resnet_jax.weights.pickled import Foreign, Tensor, foreign_in, leaves, refuse_foreign
+from resnet_jax.weights.pickle_values import Foreign, Tensor, foreign_in, leaves, refuse_foreign
 from resnet_jax.weights.torch_file import TorchFile, view
 
 # Keys of the weights in checkpoints, of which there may be one; averages are taken only if there are no others

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from resnet_jax.errors import InputError, first_line
-from resnet_jax.weights.pickled import MAX_BYTES, Machine, Storage, Tensor, interpret, refuse_foreign
+from resnet_jax.weights.pickle_values import Storage, Tensor, refuse_foreign
+from resnet_jax.weights.pickled import MAX_BYTES, Machine, interpret
 
 ZIP = b"PK\x03\x04"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001

@@ -134,6 +134,8 @@ def test_a_config_of_transformers(tmp_path):
         ({"downsample_in_first_stage": True}, {"do_normalize": False}, "do_normalize 'False' and downsample_in_first"),
         ({}, {"size": 384}, "size '384'"),
         ({}, {"resample": 0}, "resample '0'"),
+        ({}, {"rescale_factor": 1}, "rescale_factor '1'"),
+        ({}, {"image_processor_type": "ViTImageProcessor", "size": {"height": 224}}, "image_processor_type 'ViT"),
     ):
         assert of_transformers(tmp_path, config, preprocessing).refused.startswith(refused)
     (tmp_path / "preprocessor_config.json").unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch_parts import VALUES, legacy_file, number, refusal, state, storage, tensor, text, zip_file
+from torch_parts import VALUES, legacy_file, name, number, refusal, state, storage, tensor, text, zip_file
 
 from resnet_jax.errors import InputError
 from resnet_jax.weights.tensors import read_tensors
@@ -122,7 +122,9 @@ def test_every_cut_of_a_file_is_refused(write, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_changed_bytes_give_tensors_or_a_refusal(write, tmp_path, seed):
-    content = np.frombuffer(write(state(a=tensor(), b=tensor(3, (2,), (1,)))).read_bytes(), np.uint8)
+    beside = name("argparse.Namespace") + b")\x81}" + text("lr") + b"K\1sb"
+    whole = state(args=beside, net=state(a=tensor(), b=tensor(3, (2,), (1,))))
+    content = np.frombuffer(write(whole).read_bytes(), np.uint8)
     rng = np.random.default_rng(seed)
     for count in range(1200):
         changed = content.copy()
