@@ -56,6 +56,8 @@ def evaluate(words: list[str]) -> int:
     if options.json:
         show(json.dumps({"run": options.source, "split": options.split, "step": found.step, **found.values}))
         return 0
+    for note in found.notes:
+        show(note)
     what = f"on {weights.data}" if weights.data else f"at step {found.step}"
     count, errors = found.values["count"], found.values.get("errors")
     parts = [

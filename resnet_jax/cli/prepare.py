@@ -32,6 +32,9 @@ class PrepareOptions:
     """Number of threads; None is one per core. It does not change the files."""
     on_corrupt_image: Literal["fail", "skip"] = "fail"
     """Action if an image cannot be read: stop, or leave it out and list it in dataset.json."""
+    test_split: str | None = None
+    """Folder or TFDS split that becomes the test split, such as val; None is the first of test, val, valid and
+    validation that has the classes of the training images."""
 
 
 def prepare(words: list[str]) -> int:
@@ -44,7 +47,7 @@ def prepare(words: list[str]) -> int:
     index = prepare_data(
         options.source,
         options.dest,
-        Packing(options.size, options.quality, shards, options.on_corrupt_image == "skip"),
+        Packing(options.size, options.quality, shards, options.on_corrupt_image == "skip", options.test_split),
         data_dir=options.data_dir or default_data_dir(),
         num_threads=options.num_threads,
     )

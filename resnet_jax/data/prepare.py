@@ -58,6 +58,8 @@ class Packing(NamedTuple):
     """Number of shards of a split; None is one for every 8,192 images."""
     skip_corrupt: bool = False
     """Leave out images that cannot be read, and list them in dataset.json."""
+    test_split: str | None = None
+    """Folder or TFDS split that becomes the test split, as in `open_split`."""
 
 
 class _Plan(NamedTuple):
@@ -147,7 +149,7 @@ def _open(name: str, data_dir: Path, packing: Packing) -> dict[str, Source]:
     preprocessing = Preprocessing(image_size=size)
     sources = {"train": open_split(name, "train", data_dir, preprocessing=preprocessing)}
     try:
-        sources["test"] = open_split(name, "test", data_dir, preprocessing=preprocessing)
+        sources["test"] = open_split(name, "test", data_dir, 0, preprocessing, packing.test_split)
     except MissingSplitError:
         return sources
     if sources["test"].classes != sources["train"].classes:

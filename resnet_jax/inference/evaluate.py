@@ -22,6 +22,8 @@ class Evaluation(NamedTuple):
     """Steps taken; 0 for published weights."""
     values: dict[str, Any]
     """By name, with the number of examples as "count"."""
+    notes: tuple[str, ...] = ()
+    """What people should know of the split, such as a choice between folders."""
 
 
 def evaluate(
@@ -71,7 +73,7 @@ def evaluate(
     values = evaluate_split(
         step, selected, state, open_device_split(setup.task.targets.cast(source), setup.mesh, loading)
     )
-    return Evaluation(int(state.step), values)
+    return Evaluation(int(state.step), values, source.notes)
 
 
 def open_eval_source(run: Path | str, setup: TrainSetup, split: str, data_dir: Path | None = None) -> Source:

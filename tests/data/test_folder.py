@@ -12,7 +12,7 @@ from PIL import Image
 from runs import quietly
 
 from resnet_jax.data.datasets import found_in, open_split
-from resnet_jax.data.formats.folder import image_folder
+from resnet_jax.data.formats.folder import CHOOSE, image_folder
 from resnet_jax.data.image import Preprocessing, decode, resize_crop
 from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
@@ -81,7 +81,7 @@ def test_the_folder_to_test_on_is_said_and_can_be_chosen(tmp_path, tiny):
     layout(tmp_path, "val")
     layout(tmp_path, "test", count=1)
     source = open_split("folder:.", "test", tmp_path)
-    assert source.notes == (f"the test split is {tmp_path / 'test'}: val/ can be chosen by data.test_split",)
+    assert source.notes == (f"the test split is {tmp_path / 'test'}: not val/; {CHOOSE}",)
     recipe = replace(tiny, data=Data(name="folder:.", test_split="val"))
     sources = open_sources(recipe, tmp_path)
     assert (sources.evaluation.size, sources.notes()) == (8, ())
@@ -321,11 +321,14 @@ def test_a_run_finds_its_images_again_and_knows_its_classes(tmp_path, tiny, monk
     layout(tmp_path / "pets", count=8)
     recipe = replace(tiny, data=Data(name="folder:pets", image_size=8), steps=4)
     (tmp_path / "pets" / "train" / "ant" / "a.heic").write_bytes(b"")
+    put(tmp_path / "pets" / "validation" / "ant" / "a.png")
+    put(tmp_path / "pets" / "validation" / "bee" / "a.png")
     monkeypatch.chdir(tmp_path)
     result, said = quietly(recipe, tmp_path / "run", data_dir=Path("data"))
     assert "pets/train: passed over 1 files that are not images in the folder of a class: 1 .heic" in said
     monkeypatch.chdir("/")
-    step, values = evaluate(tmp_path / "run", devices=1)
+    step, values, notes = evaluate(tmp_path / "run", devices=1)
+    assert notes == (f"the test split is {tmp_path}/pets/val: not validation/; {CHOOSE}",)
     assert (step, values["count"], values["errors"]) == (4, 16, result.rows[-1]["test/errors"])
     for split in ("train", "val"):
         (tmp_path / "pets" / split / "ant").rename(tmp_path / "pets" / split / "cat")

@@ -17,6 +17,7 @@ from resnet_jax.cli.main import main
 from resnet_jax.data import prepare as preparation
 from resnet_jax.data.datasets import DATASETS, open_split
 from resnet_jax.data.formats import shards
+from resnet_jax.data.formats.folder import CHOOSE
 from resnet_jax.data.formats.packing import packed
 from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, digest, read_index
 from resnet_jax.data.image import Preprocessing, decode, resize_crop
@@ -150,6 +151,18 @@ def test_shards_can_be_packed_again_without_loss(tmp_path):
     prepare_data("array_record:one", tmp_path / "two", data_dir=tmp_path)
     for path in (tmp_path / "one").glob("*.array_record"):
         assert digest(path) == digest(tmp_path / "two" / path.name)
+
+
+def test_the_folder_to_test_on_is_said_and_chosen(tmp_path, capsys):
+    layout(tmp_path / "pets", count=1, splits=("train", "test"))
+    layout(tmp_path / "pets", count=2, splits=("val",))
+    words = ["prepare", "folder:pets", "--data-dir", str(tmp_path)]
+    for options, count in (([], 2), (["--test-split", "val"], 4)):
+        out = tmp_path / str(count)
+        assert main([*words, str(out), *options]) == 0
+        assert sum(shard.examples for shard in read_index(out / MANIFEST).splits["test"]) == count
+        said = f"the test split is {tmp_path}/pets/test: not val/; {CHOOSE}"
+        assert (said in capsys.readouterr().out) == (not options)
 
 
 def test_a_folder_without_test_images(tmp_path):

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from resnet_jax.data.datasets import found_in, open_split, takes_preprocessing
+from resnet_jax.data.formats.folder import CHOOSE
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import MissingSplitError, to_arrays
 from resnet_jax.errors import InputError
@@ -134,7 +135,7 @@ def test_a_test_split_without_labels_leaves_the_validation_split(tmp_path):
     home = build(tmp_path / "b", splits={"train": rows(4), "validation": rows(2), "test": rows(3)})
     source = open_split(f"tfds:{home}", "test", tmp_path)
     assert source.size == 3
-    assert source.notes == (f"the test split is test of {home}: validation can be chosen by data.test_split",)
+    assert source.notes == (f"the test split is test of {home}: not validation; {CHOOSE}",)
     assert open_split(f"tfds:{home}", "test", tmp_path, test_split="validation").size == 2
     with pytest.raises(MissingSplitError, match="no dev split, only"):
         open_split(f"tfds:{home}", "test", tmp_path, test_split="dev")

@@ -19,6 +19,7 @@ _KINDS = "jpg jpeg jpe jfif png webp avif gif bmp tif tiff jp2 j2k ppm pgm pbm p
 SUFFIXES = frozenset(f".{kind}" for kind in _KINDS.split(" "))
 # The first that has the classes of train/ is the test split
 TEST_NAMES = ("test", "val", "valid", "validation")
+CHOOSE = "data.test_split (prepare: --test-split) chooses"
 _LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg (or valid/, validation/, test/), one folder a class"
 
 
@@ -76,8 +77,8 @@ def _test_folder(
         except InputError as error:
             refused.append(error)
             continue
-        others = [f"{other}/" for other in names[place + 1 :]]
-        why = [*map(str, refused), *([f"{' and '.join(others)} can be chosen by data.test_split"] if others else [])]
+        others = " or ".join(f"{other}/" for other in names[place + 1 :])
+        why = [*map(str, refused), *([f"not {others}; {CHOOSE}"] if others else [])]
         return root / name, tuple(f"the test split is {root / name}: {reason}" for reason in why)
     if refused:
         raise refused[0]

@@ -8,7 +8,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_jax.data.formats.folder import resolve_root
+from resnet_jax.data.formats.folder import CHOOSE, resolve_root
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.source import (
     MissingSplitError,
@@ -101,7 +101,7 @@ def _labelled(part: _Part, size: int, other: str) -> tuple[_Part, tuple[str, ...
     """Return a split, or the other one if it has no labels, as in a competition, and a note on the choice."""
     if all(int(_features(part, int(index))[part.label]) < 0 for index in probe_indices(size)):
         return part._replace(split=other), (f"the test split is {other} of {part.home}: {part.split} has no labels",)
-    return part, (f"the test split is {part.split} of {part.home}: {other} can be chosen by data.test_split",)
+    return part, (f"the test split is {part.split} of {part.home}: not {other}; {CHOOSE}",)
 
 
 @cache
