@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,20 @@ def _network_fields(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.construct
         instance_from_str=_read_fields,
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda fields: [json.dumps(dict(fields))],
+    )
+
+
+@_registry.primitive_rule
+def _path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    """Read paths, with `~` as the home directory: in --out=~/runs the shell leaves it."""
+    if info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
     )
 
 

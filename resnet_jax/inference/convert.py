@@ -35,8 +35,8 @@ class Converted(NamedTuple):
 
 
 def convert_weights(
-    source: str,
-    out: Path,
+    source: Path | str,
+    out: Path | str,
     to: Style,
     *,
     model: str | None = None,
@@ -61,6 +61,7 @@ def convert_weights(
     Example:
         >>> convert_weights("runs/digits", Path("digits.safetensors"), "timm")  # doctest: +SKIP
     """
+    source, out = str(source), Path(out)
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: the file is in the safetensors format, so its name must end in .safetensors")
     name, network, variables, metadata = _open(source, model, cast, checkpoint)

@@ -33,7 +33,7 @@ def evaluate(
     weights: WeightsInfo = WeightsInfo(),
     checkpoint: CheckpointChoice = CheckpointChoice(),
     metrics: tuple[str, ...] = (),
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     devices: int | None = None,
     loading: DataLoading = DataLoading(),
     data: Source | None = None,
@@ -63,7 +63,7 @@ def evaluate(
         0.9917
     """
     setup, state = load_model(
-        where, weights, checkpoint, data_dir=data_dir or Path("data"), devices=devices, parts=parts
+        where, weights, checkpoint, data_dir=Path(data_dir or "data"), devices=devices, parts=parts
     )
     source = data or open_eval_source(where, setup, split, data_dir)
     if data is not None:
@@ -76,14 +76,14 @@ def evaluate(
     return Evaluation(int(state.step), values, source.notes)
 
 
-def open_eval_source(run: Path | str, setup: TrainSetup, split: str, data_dir: Path | None = None) -> Source:
+def open_eval_source(run: Path | str, setup: TrainSetup, split: str, data_dir: Path | str | None = None) -> Source:
     """Open the split that a run or weights are evaluated on; raise InputError if it is missing or does not fit."""
     data = setup.recipe.data
     if not data.name:
         raise InputError(f"{run}: weights are evaluated on a data set; name it with --data")
     if split == "validation" and not data.num_validation:
         raise InputError(f"{run}: no validation images are held out; use --split test")
-    folder = data_dir or Path(setup.dataset.data_dir)
+    folder = Path(data_dir or setup.dataset.data_dir)
     source = open_split(data.name, split, folder, data.num_validation, preprocessing_of(data), data.test_split)
     _require_same_data(run, setup, source)
     return source

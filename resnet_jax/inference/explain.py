@@ -90,7 +90,7 @@ class Explanation(NamedTuple):
 
 def explain(
     where: Path | str,
-    images: Sequence[Path],
+    images: Sequence[Path | str],
     name: str | None = None,
     *,
     stage: int | None = None,
@@ -118,18 +118,19 @@ def explain(
         >>> explain("runs/digits", ["seven.png"])[0].heat.shape  # doctest: +SKIP
         (8, 8)
     """
-    check_files(images, topk)
+    paths = [Path(image) for image in images]
+    check_files(paths, topk)
     setup, state = load_model(where, weights, checkpoint, devices=1, parts=parts)
     number = None if name is None else _number(setup, name)
     model = require_resnet(setup.model, "explain")
     last = len(model.depths)
     if stage is not None and not 1 <= stage <= last:
         raise InputError(f"--stage is {stage}; {setup.recipe.model.name} has stages 1 to {last}")
-    pixels = read_images(setup, images)
+    pixels = read_images(setup, paths)
     look = jax.jit(partial(_look, setup, model, state, stage), compiler_options=compiler_options())
     cells = np.ceil(np.array(pixels.shape[1:3]) / model.stages()[(stage or last) - 1].total_stride)
     found = []
-    for path, image in zip(images, pixels, strict=True):
+    for path, image in zip(paths, pixels, strict=True):
         row, chosen, heat = (np.asarray(x[0]) for x in look(image[None], number))
         said, seen = top_predictions(setup, path, row, topk), setup.dataset.classes[chosen]
         found.append(Explanation(said, seen, float(row[chosen]), image, heat, tuple(map(int, cells))))
@@ -154,7 +155,7 @@ def _number(setup: TrainSetup, name: str) -> int:
     raise InputError(f"unknown class {name!r}{hint}")
 
 
-def draw_explanations(found: Sequence[Explanation], path: Path) -> None:
+def draw_explanations(found: Sequence[Explanation], path: Path | str) -> None:
     """Write a PNG with a row for each image: the network's input, and the same under its heat map.
 
     Raises:

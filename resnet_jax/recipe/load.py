@@ -3,8 +3,11 @@
 import dataclasses
 import importlib.util
 import json
+import sys
 import types
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,12 +66,36 @@ def _execute(path: Path) -> types.ModuleType:
         raise InputError(f"{path}: not a recipe; give a Python file or a run directory")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _importing_as(module, path.absolute().parent):
+            spec.loader.exec_module(module)
     except InputError:
         raise
+    except SystemExit as error:
+        raise InputError(f'{path}: exits instead of defining a recipe; exit only if __name__ == "__main__"') from error
     except Exception as error:
         raise InputError(f"{path}: {type(error).__name__}: {first_line(error)}") from error
     return module
+
+
+@contextmanager
+def _importing_as(module: types.ModuleType, folder: Path) -> Iterator[None]:
+    """Let a file import the files beside it, and be found by its name, as dataclasses need; forget both afterwards."""
+    before, path = dict(sys.modules), list(sys.path)
+    sys.modules[module.__name__] = module
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        for name, other in list(sys.modules.items()):
+            if other is module or (name not in before and _file_of(other).parent == folder):
+                del sys.modules[name]
+        if module.__name__ in before:
+            sys.modules[module.__name__] = before[module.__name__]
+
+
+def _file_of(module: types.ModuleType) -> Path:
+    return Path(getattr(module, "__file__", None) or "/")
 
 
 def to_json(recipe: Recipe) -> str:

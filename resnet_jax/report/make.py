@@ -34,7 +34,7 @@ def make_report(
     *,
     answers: bool = True,
     tensorboard: bool = False,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     devices: int | None = None,
     loading: DataLoading = DataLoading(),
     log: Callable[[str], None] = lambda line: None,

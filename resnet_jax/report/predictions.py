@@ -69,7 +69,7 @@ def make_answer(setup: TrainSetup) -> Answer:
 def collect_predictions(
     variant: RecipeGroup,
     *,
-    data_dir: Path | None = None,
+    data_dir: Path | str | None = None,
     devices: int | None = None,
     loading: DataLoading = DataLoading(),
 ) -> tuple[Predictions | None, list[str]]:

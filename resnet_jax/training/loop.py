@@ -80,6 +80,12 @@ class TrainResult(NamedTuple):
     reached: Row | None = None
     """First row that reached the target."""
 
+    def __repr__(self) -> str:
+        """Show the last row, and neither the others nor any array."""
+        last, reached = self.rows[-1] if self.rows else None, self.reached and self.reached["step"]
+        shown = f"step={self.step}, steps={self.steps}, split={self.split!r}, rows=<{len(self.rows)}, last {last}>"
+        return f"TrainResult({shown}, signal={self.signal}, reached={reached})"
+
 
 def train_loop(
     run: RunState,

@@ -107,11 +107,11 @@ def train(
         0.9917
     """
     validate_options(options)
-    out, recipe, parts = Path(out), check(recipe), Parts(model, task, optimizer, schedule, transform)
+    out, recipe, parts = Path(out).expanduser(), check(recipe), Parts(model, task, optimizer, schedule, transform)
     console = console or RunConsole(quiet=not is_primary_host())
     say = console_log(console)
     with run_lock(out), stop_signal() as signal_received:
-        sources = with_digest(open_sources(recipe, options.data_dir or default_data_dir(), data, task))
+        sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, task))
         reraise_signal(signal_received())
         layout = BatchLayout(data_mesh(options.devices), options.grad_accum_steps, options.param_sharding)
         setup, accum_steps = setup_training(recipe, sources.dataset, layout, parts, options.metrics)

@@ -131,7 +131,7 @@ def train_each_seed(
     """
     validate_options(options)
     require_seeds(seeds)
-    out = Path(out)
+    out = Path(out).expanduser()
     recipes = {seed: check(replace(recipe, seed=seed)) for seed in seeds}
     recipe = recipes[seeds[0]]
     if is_run(out):
@@ -140,7 +140,7 @@ def train_each_seed(
         signal_received = locks.enter_context(stop_signal())
         for seed in seeds:
             locks.enter_context(run_lock(run_of(out, seed)))
-        sources = with_digest(open_sources(recipe, options.data_dir or default_data_dir(), data, parts.task))
+        sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, parts.task))
         mesh = data_mesh(options.devices)
         reraise_signal(signal_received())
         todo = [seed for seed in seeds if not (is_run(run_of(out, seed)) and is_finished(run_of(out, seed)))]

@@ -199,11 +199,11 @@ def create_model(name: str, *, pretrained: None = None, **fields: Any) -> ResNet
 
 
 @overload
-def create_model(name: str, *, pretrained: str, **fields: Any) -> tuple[ResNet, Variables]: ...
+def create_model(name: str, *, pretrained: Path | str, **fields: Any) -> tuple[ResNet, Variables]: ...
 
 
 def create_model(
-    name: str, *, pretrained: str | None = None, cast: bool = False, seed: int = 0, **fields: Any
+    name: str, *, pretrained: Path | str | None = None, cast: bool = False, seed: int = 0, **fields: Any
 ) -> ResNet | tuple[ResNet, Variables]:
     """Return a published network with some fields changed and, if `pretrained` is given, its variables.
 

@@ -22,12 +22,13 @@ class Weights(NamedTuple):
     entry: Entry | None
 
 
-def locate(where: str) -> Weights:
+def locate(where: Path | str) -> Weights:
     """Return the file for a path, "hf:OWNER/NAME" or the name of an entry such as "resnet50.a1_in1k".
 
     The hub is read by `huggingface_hub` (the extra `hub`), whose cache works without a network. Raises InputError if
     there are no weights.
     """
+    where = str(where)
     if where.startswith("hf:"):
         return Weights(_weights_on_hub(where), _entry_of(where) or _config_on_hub(where))
     if where in WEIGHTS:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +86,10 @@ def test_an_error_is_its_message_alone_whatever_the_terminal_can_draw(monkeypatc
     monkeypatch.setattr("sys.stdout", printed)
     with pytest.raises(InputError, match=r"^Error parsing --batch-size: invalid literal [^-]*: 'x'; see x --help$"):
         parsed(Recipe(), "--batch-size", "x")
+
+
+def test_the_home_directory_has_a_short_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    options = parse(TrainOptions, ["--out=~/runs/x"], prog="x", description="")
+    assert options.out == Path("/home/ada/runs/x")
+    assert parse(TrainOptions, ["--out", "a~b"], prog="x", description="").out == Path("a~b")

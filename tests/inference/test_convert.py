@@ -186,3 +186,11 @@ def test_wrong_use(run, tmp_path, capsys):
         err = capsys.readouterr().err
         assert message in err
         assert err.count("\n") == 1
+
+
+def test_paths_may_be_text(run, tmp_path):
+    """And a path may stand for text."""
+    out = str(tmp_path / "text.safetensors")
+    assert convert_weights(str(run), out, "flax") == convert_weights(Path(run), Path(out), "flax")
+    with pytest.raises(InputError, match="must end in .safetensors"):
+        convert_weights(str(run), "out.txt", "flax")

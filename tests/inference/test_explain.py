@@ -177,7 +177,7 @@ def test_it_says_what_predict_says(run):
         np.testing.assert_allclose(explanation.prediction.probabilities, predicted.probabilities, rtol=1e-4)
         assert (explanation.name, explanation.answer) == (predicted.classes[0], explanation.prediction.probabilities[0])
         assert explanation.heat.shape == explanation.pixels.shape[:2] == (8, 8)
-    named = explain(run, paths, "c")
+    named = explain(str(run), ["a.png", "b.png"], "c")
     assert [e.name for e in named] == ["c", "c"]
     assert named[0].answer < 0.5
 

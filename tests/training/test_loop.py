@@ -38,6 +38,8 @@ def test_a_run_learns_and_leaves_its_traces(tiny, tmp_path):
     longer = replace(tiny, steps=40)
     result, text = quietly(longer, tmp_path / "run")
     assert (result.step, result.steps, result.signal) == (40, 40, 0)
+    assert repr(result).startswith("TrainResult(step=40, steps=40, split='test', rows=<16, last {")
+    assert len(repr(result)) < 600
     lines = read_metrics(tmp_path / "run")
     assert lines == result.rows
     assert [line["step"] for line in lines] == [3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28, 30, 33, 35, 38, 40]
