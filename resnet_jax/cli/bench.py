@@ -12,7 +12,7 @@ from resnet_jax.cli.parse import Unnamed, named_network, parse, recipe_and
 from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe
-from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.recipe.overrides import rescale_times
 from resnet_jax.runtime.terminal import log_to_stderr, show
 from resnet_jax.training.options import default_data_dir
 
@@ -142,7 +142,7 @@ def parsed(base: Recipe, flags: list[str], what: str) -> tuple[Recipe, StepOptio
     recipe, options = parse(
         both, flags, prog=f"resnet-jax bench {what}", description=bench.__doc__ or "", default=default
     )
-    return unset_other_length(recipe, base, flags), options
+    return rescale_times(recipe, base, flags), options
 
 
 def vary(subject: "BenchTarget", flags: list[str], what: str) -> "tuple[BenchTarget, StepOptions]":

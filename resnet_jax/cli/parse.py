@@ -15,7 +15,7 @@ from resnet_jax.cli.other_names import OTHER_NAMES
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, load_recipe, nearest_fields
 from resnet_jax.recipe.fields import NetworkFields
-from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.recipe.overrides import rescale_times
 from resnet_jax.runtime.strict_json import parse_json
 
 Kind = TypeVar("Kind")
@@ -152,7 +152,7 @@ def recipe_and(kind: type[Options], words: list[str], command: str, doc: str | N
     base = load_recipe(path, network=named_network(rest)) if path else Recipe()
     both = cast(type[tuple[Recipe, Options]], tuple[Unnamed[Recipe], Unnamed[kind]])  # type: ignore[valid-type]
     recipe, options = parse(both, rest, prog=f"resnet-jax {command}", description=doc or "", default=(base, kind()))
-    return unset_other_length(recipe, base, rest), options
+    return rescale_times(recipe, base, rest), options
 
 
 def named_network(words: Sequence[str]) -> str | None:

@@ -12,7 +12,7 @@ from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.parallel.hosts import HostOptions, join_hosts
 from resnet_jax.recipe import Recipe, load_recipe
-from resnet_jax.recipe.overrides import unset_other_length
+from resnet_jax.recipe.overrides import rescale_times
 from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import RunFlags, RunOptions
 
@@ -114,7 +114,7 @@ def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, RunOpt
     options = RunOptions(**vars(flags), return_on_signal=True)
     if train_options.on_corrupt_image == "fail":
         options = replace(options, max_corrupt_fraction=0.0)
-    return path, unset_other_length(recipe, base, rest), train_options, options, hosts
+    return path, rescale_times(recipe, base, rest), train_options, options, hosts
 
 
 def _report(result: "TrainResult", recipe: Recipe, options: RunOptions, out: Path) -> None:

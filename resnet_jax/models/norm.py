@@ -123,13 +123,22 @@ class BatchNorm(nn.Module):
             mean, var = statistics(grouped)
             if not self.is_initializing():
                 count = grouped[0, ..., 0].size
-                unbiased = var * (count / max(count - 1, 1))
+                self._require_several(count)
+                unbiased = var * (count / (count - 1))
                 running_mean.value = self._average(running_mean.value, mean)
                 running_var.value = self._average(running_var.value, unbiased)
         factor = jax.lax.rsqrt(var + self.epsilon) * scale.reshape((1,) * x.ndim + channels)
         bias = jnp.broadcast_to(bias, mean.shape)
         y = _normalize(grouped, mean, factor, bias)
         return y.reshape(x.shape).astype(self.dtype or x.dtype)
+
+    def _require_several(self, count: int) -> None:
+        """Raise InputError for one value per channel: its variance is 0, and so the output is the bias alone."""
+        if count == 1:
+            raise InputError(
+                f"{'/'.join(self.path) or 'BatchNorm'}: one value per channel, an image of one pixel, has no variance;"
+                " raise batch_size, model.norm_group_size or the size of the images, or set model.freeze_norm"
+            )
 
     def _average(self, running: Array, groups: Array) -> Array:
         new = groups.reshape(-1, groups.shape[-1]).mean(0)

@@ -21,10 +21,16 @@ def keys(path: tuple[Any, ...]) -> list[str]:
     return [str(key.key) for key in path]
 
 
+def _in_norm(path: tuple[Any, ...]) -> bool:
+    """Return whether a parameter belongs to a normalisation: ours are norm1, flax's BatchNorm_0, others' bn1."""
+    *parents, name = keys(path)
+    return name == "scale" or (name == "bias" and bool(re.search("norm|bn", "".join(parents[-1:]), re.IGNORECASE)))
+
+
 # Value of optimizer.weight_decay_mask -> (key path -> whether the parameter decays)
 DECAY_SCOPES: dict[str, Callable[[tuple[Any, ...]], bool]] = {
     "all": lambda path: True,
-    "no_norm": lambda path: keys(path)[-1] == "kernel" or keys(path)[0] == "head",
+    "no_norm": lambda path: not _in_norm(path),
     "kernels": lambda path: keys(path)[-1] == "kernel",
 }
 

@@ -209,8 +209,8 @@ class Optimizer:
     weight_decay: Annotated[float, NON_NEGATIVE] = 5e-4
     """Weight decay: added to the gradient by sgd, rmsprop and lars; decoupled in adamw, lamb and muon."""
     weight_decay_mask: Literal["all", "no_norm", "kernels"] = "all"
-    """Parameters that decay: all, all but the scale and bias of normalisations, or only the kernels of convolutions
-    and head. In lamb and lars the same parameters have layer-wise rates."""
+    """Parameters that decay: all; all but the scale and bias of normalisations (torchvision's norm_weight_decay 0); or
+    only the kernels of convolutions and head. In lamb and lars the same parameters have layer-wise rates."""
     clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
     """Maximum global gradient norm (Pascanu et al. 2013); 0 = off."""
     agc_clipping: Annotated[float, NON_NEGATIVE] = 0.0

@@ -1,4 +1,4 @@
-"""Change the length of a recipe from epochs to steps or back, with all times that depend on it."""
+"""Change the length of a recipe, in epochs or steps, with all times that depend on it."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from resnet_jax.recipe.fields import TIMES, Recipe
 
 
-def unset_other_length(recipe: Recipe, before: Recipe, words: Sequence[str] = ()) -> Recipe:
-    """Let --epochs replace a recipe's steps, and --steps its epochs, if only one of the two was given.
+def rescale_times(recipe: Recipe, before: Recipe, words: Sequence[str] = ()) -> Recipe:
+    """Let --epochs or --steps replace the length of the recipe `before`, and rescale its times.
 
-    Times have the unit of the length, so they keep their fraction of the run: 3 epochs of warm-up in 30 become 30
-    steps in 300. Times that differ from the recipe `before`, or that `words` name, already have the new unit.
+    Times keep their fraction of the run: 3 epochs of warm-up in 30 become 30 steps in 300, or .1 epochs in 1. Times
+    that differ from the recipe `before`, or that `words` name, are left as they are.
     """
-    if recipe.epochs is None or recipe.steps is None:
+    if recipe.epochs is not None and recipe.steps is not None:
+        if recipe.epochs == before.epochs:
+            recipe = dataclasses.replace(recipe, epochs=None)
+        elif recipe.steps == before.steps:
+            recipe = dataclasses.replace(recipe, steps=None)
+    length, old_length = recipe.epochs or recipe.steps, before.epochs or before.steps
+    if not length or not old_length or (recipe.epochs, recipe.steps) == (before.epochs, before.steps):
         return recipe
-    if recipe.epochs == before.epochs:
-        return _rescale(dataclasses.replace(recipe, epochs=None), before, recipe.steps, recipe.epochs or 1, words)
-    if recipe.steps == before.steps:
-        return _rescale(dataclasses.replace(recipe, steps=None), before, recipe.epochs, recipe.steps or 1, words)
-    return recipe
+    return _rescale(recipe, before, length, old_length, words)
 
 
 def _rescale(recipe: Recipe, before: Recipe, length: float, old_length: float, words: Sequence[str]) -> Recipe:

@@ -1,6 +1,7 @@
 """The weights that a run starts from: of a file, the hub, a published entry, or another run."""
 
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 
 import jax
@@ -8,12 +9,13 @@ import numpy as np
 from flax import traverse_util
 
 from resnet_jax.checkpoint.checkpoint import Log, restore
+from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.recipe import load_recipe
+from resnet_jax.recipe import Data, load_recipe
 from resnet_jax.run_dir.files import foreign_reason, is_run, read_dataset_info, require_given
 from resnet_jax.runtime.terminal import log_to_stderr
-from resnet_jax.training.setup import TrainSetup, abstract_train_state, make_setup
+from resnet_jax.training.setup import TrainSetup, abstract_train_state, make_setup, preprocessing_of
 from resnet_jax.training.state import TrainState, with_ema_params
 from resnet_jax.weights.load import Loaded, load, match_tensors
 from resnet_jax.weights.state_dict import TensorFile
@@ -27,7 +29,20 @@ def load_pretrained(setup: TrainSetup) -> Loaded | None:
     if not isinstance(setup.model, ResNet):
         raise InputError("model.pretrained is for published networks; leave it out for a network of your own")
     model = setup.model.clone(input_shape=setup.dataset.image_shape)
-    return _load_from_run(model, Path(where)) if is_run(where) else load(model, where)
+    loaded = _load_from_run(model, Path(where)) if is_run(where) else load(model, where)
+    return loaded._replace(notes=(*loaded.notes, *normalization_notes(where, loaded.preprocessing, setup.recipe.data)))
+
+
+def normalization_notes(where: str, known: Preprocessing | None, data: Data) -> list[str]:
+    """Return a note for mean and std if the weights were trained with others than the recipe's."""
+    notes = []
+    for name in ("mean", "std"):
+        theirs, ours = getattr(known, name, None) or (), getattr(data, name)
+        # One number stands for all channels
+        count = max(len(theirs), len(ours)) if theirs else 0
+        if any(abs(a - b) > 1e-3 for a, b in islice(zip(cycle(theirs), cycle(ours), strict=False), count)):
+            notes.append(f"{where}: was trained with {name} {theirs}, the recipe has data.{name} {ours}")
+    return notes
 
 
 def _load_from_run(model: ResNet, run: Path) -> Loaded:
@@ -40,7 +55,9 @@ def _load_from_run(model: ResNet, run: Path) -> Loaded:
     tensors = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
     # The manifest has the digests of all files of the checkpoint
     manifest = run / "checkpoints" / str(int(state.step)) / "manifest.json"
-    return match_tensors(model, TensorFile(run, tensors))._replace(file=manifest)
+    return match_tensors(model, TensorFile(run, tensors))._replace(
+        file=manifest, preprocessing=preprocessing_of(setup.recipe.data)
+    )
 
 
 def restore_state(setup: TrainSetup, run: Path, *, best: bool = False, log: Log = log_to_stderr) -> TrainState:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import traverse_util
 from jax.nn.initializers import normal
 
+from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError, unknown
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
@@ -37,6 +38,8 @@ class Loaded(NamedTuple):
     notes: tuple[str, ...]
     """One line for each part that was replaced or adapted."""
     file: Path
+    preprocessing: Preprocessing | None = None
+    """As the weights were trained, if that is known."""
 
 
 def load(model: ResNet, where: str, *, cast: bool = False) -> Loaded:
@@ -56,7 +59,8 @@ def load(model: ResNet, where: str, *, cast: bool = False) -> Loaded:
     """
     file, entry = locate(where)
     loaded = match_tensors(model, rename(model, read_tensor_file(file)), cast=cast)
-    return loaded._replace(notes=(*loaded.notes, *_unheard(model, entry)))
+    notes = (*loaded.notes, *_unheard(model, entry))
+    return loaded._replace(notes=notes, preprocessing=entry and entry.preprocessing)
 
 
 def _unheard(model: ResNet, entry: Entry | None) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.cli.other_names import OTHER_NAMES
-from resnet_jax.cli.parse import parse, unset_other_length
+from resnet_jax.cli.parse import parse, rescale_times
 from resnet_jax.cli.train import TrainOptions
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Augment, Recipe, Schedule, check, fields_of
@@ -22,7 +22,7 @@ TIMED = Recipe(
 
 def parsed(base, *words):
     recipe = parse(Recipe, list(words), prog="x", description="", default=base)
-    return check(unset_other_length(recipe, base, words))
+    return check(rescale_times(recipe, base, words))
 
 
 def test_times_keep_their_share_of_the_run():
@@ -53,9 +53,14 @@ def test_times_that_are_given_are_in_the_new_unit(words):
     assert recipe.schedule.milestones == (100, 200)
 
 
-def test_another_length_in_the_same_unit_changes_no_time():
+def test_times_keep_their_share_in_the_same_unit_too():
     recipe = parsed(TIMED, "--epochs", "60")
-    assert recipe == replace(TIMED, epochs=60.0)
+    assert (recipe.schedule.warmup, recipe.schedule.milestones) == (6, (20, 40))
+    assert recipe.augment.progressive_starts == (0, 30)
+    assert parsed(Recipe(), "--epochs", "1").schedule.warmup == 0.1
+    assert parsed(TIMED, "--epochs", "60", "--schedule.warmup", "3").schedule.warmup == 3
+    assert parsed(replace(TIMED, epochs=None, steps=100), "--steps", "50").schedule.milestones == (5, 10)
+    assert parsed(TIMED, "--epochs", "30") == TIMED
 
 
 def test_a_time_of_exponential_decay():

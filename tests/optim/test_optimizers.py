@@ -65,6 +65,20 @@ def test_what_decays(resnet20, scope, conv, scale, head_bias):
     assert mask["head"]["kernel"]
 
 
+def test_without_norm_the_biases_of_other_layers_decay():
+    params = {
+        "stage1_block1": {"gate": {"fc1": {"bias": 0}}, "shortcut": {"norm": {"scale": 0, "bias": 0}}},
+        "BatchNorm_0": {"scale": 0, "bias": 0},
+        "bn1": {"scale": 0, "bias": 0},
+        "Dense_0": {"kernel": 0, "bias": 0},
+        "bias": 0,
+    }
+    mask = decay_mask(params, "no_norm")
+    assert mask["stage1_block1"] == {"gate": {"fc1": {"bias": True}}, "shortcut": {"norm": {"scale": 0, "bias": 0}}}
+    assert not any(jax.tree.leaves((mask["BatchNorm_0"], mask["bn1"])))
+    assert all(jax.tree.leaves((mask["Dense_0"], mask["bias"])))
+
+
 def test_unknown_names():
     with pytest.raises(InputError, match="unknown optimizer.weight_decay_mask 'kernel'; nearest: kernels"):
         decay_mask({}, "kernel")

@@ -232,11 +232,14 @@ STEPS = Schedule(name="steps", warmup=0)
         ),
         (Recipe(schedule=Schedule(power=3.0)), "schedule.power is 3.0, which schedule.name cosine does not use"),
         (Recipe(schedule=Schedule(milestones=(5,))), "schedule.milestones is .5,., which .* cosine does not use"),
-        (Recipe(epochs=2), "schedule.warmup is 3; it must lie within the run's 2 epochs: .* .--steps shortens all"),
+        (
+            Recipe(epochs=2),
+            "schedule.warmup is 3; it must lie within the run's 2 epochs: .* --epochs and --steps rescale",
+        ),
         (Recipe(epochs=1), "schedule.warmup is 3; it must lie within the run's 1 epoch:"),
         (
             Recipe(epochs=None, steps=2),
-            "schedule.warmup is 3; it must lie within the run's 2 steps: give a shorter one$",
+            "schedule.warmup is 3; it must lie within the run's 2 steps: give a shorter one .the flags",
         ),
         (
             Recipe(schedule=replace(STEPS, milestones=(5, 30))),

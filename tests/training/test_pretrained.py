@@ -1,5 +1,6 @@
-"""Weights that a run starts from: of another run."""
+"""Weights that a run starts from: of another run, or with a note on how they were trained."""
 
+import json
 from dataclasses import replace
 
 import chex
@@ -8,13 +9,18 @@ import numpy as np
 import pytest
 from conftest import TINY
 
+from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError
 from resnet_jax.inference.load_run import load_run
-from resnet_jax.recipe import Model
-from resnet_jax.run_dir.files import read_dataset_info
-from resnet_jax.training.pretrained import load_pretrained
+from resnet_jax.recipe import Augment, Data, Model
+from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info
+from resnet_jax.training.pretrained import load_pretrained, normalization_notes
 from resnet_jax.training.setup import make_setup
 from resnet_jax.weights.load import create_model
+from resnet_jax.weights.names import abstract_variables, to_state_dict
+from resnet_jax.weights.tensors import write_tensors
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def test_a_run_can_be_what_a_run_starts_from(tiny, tiny_run):
@@ -23,6 +29,9 @@ def test_a_run_can_be_what_a_run_starts_from(tiny, tiny_run):
     named = replace(setup.recipe, model=replace(setup.recipe.model, pretrained=str(run)))
     loaded = load_pretrained(make_setup(named, setup.dataset, 1))
     assert loaded.notes == ()
+    brighter = replace(named, data=replace(named.data, mean=(0.3,)))
+    (note,) = load_pretrained(make_setup(brighter, setup.dataset, 1)).notes
+    assert note == f"{run}: was trained with mean (0.5,), the recipe has data.mean (0.3,)"
     chex.assert_trees_all_equal(
         jax.tree.map(np.asarray, loaded.variables),
         jax.tree.map(np.asarray, {"params": state.params, "batch_stats": state.batch_stats}),
@@ -47,3 +56,27 @@ def test_a_run_without_a_checkpoint_is_one_line(tiny, tmp_path, tiny_run):
     named = replace(tiny, model=Model(name="resnet8", pretrained=str(run)))
     with pytest.raises(InputError, match="run: no checkpoint yet"):
         load_pretrained(make_setup(named, dataset, 1))
+
+
+def test_another_mean_or_std_than_that_of_the_weights_is_noted():
+    known = Preprocessing(mean=MEAN, std=(0.5, 0.5, 0.5))
+    assert normalization_notes("w", known, Data()) == [
+        "w: was trained with mean (0.485, 0.456, 0.406), the recipe has data.mean (0.5,)"
+    ]
+    assert normalization_notes("w", known, Data(mean=(0.4851, 0.4559, 0.406))) == []
+    assert len(normalization_notes("w", known, Data(std=STD))) == 2
+    assert normalization_notes("w", None, Data()) == normalization_notes("w", Preprocessing(), Data()) == []
+
+
+def test_the_note_is_one_of_the_weights(tiny, tmp_path):
+    recipe = replace(tiny, augment=Augment(crop_padding=0), model=replace(tiny.model, pretrained=str(tmp_path)))
+    setup = make_setup(recipe, DatasetInfo(("a", "b", "c"), (8, 8, 3), 40, ""), 1)
+    model = setup.model.clone(input_shape=(8, 8, 3))
+    variables = jax.tree.map(lambda leaf: jax.numpy.ones(leaf.shape), abstract_variables(model))
+    write_tensors(tmp_path / "model.safetensors", to_state_dict(model, variables))
+    known = {"input_size": [3, 8, 8], "crop_pct": 1.0, "interpolation": "bilinear", "mean": MEAN, "std": STD}
+    config = {"architecture": "resnet8", "num_classes": 3, "pretrained_cfg": known}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mean, std = load_pretrained(setup).notes
+    assert "mean (0.485, 0.456, 0.406)" in mean
+    assert "std (0.229, 0.224, 0.225), the recipe has data.std (0.5,)" in std
