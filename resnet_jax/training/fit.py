@@ -7,8 +7,8 @@ from typing import Any
 from flax import linen as nn
 from numpy.typing import ArrayLike
 
+from resnet_jax.data.arrays import sources_from_arrays
 from resnet_jax.data.datasets import refuse_resizing
-from resnet_jax.data.source import sources_from_arrays
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Recipe

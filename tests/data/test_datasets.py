@@ -5,8 +5,9 @@ import pickle
 import numpy as np
 import pytest
 
+from resnet_jax.data.arrays import sources_from_arrays
 from resnet_jax.data.datasets import digits, open_split, synthetic
-from resnet_jax.data.source import from_arrays, sources_from_arrays, to_arrays
+from resnet_jax.data.source import from_arrays, to_arrays
 from resnet_jax.errors import InputError
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from resnet_jax.data.arrays import sources_from_arrays
 from resnet_jax.data.datasets import open_split
-from resnet_jax.data.source import sources_from_arrays, to_arrays
+from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.inference.load_run import load_run
