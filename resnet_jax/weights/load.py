@@ -73,10 +73,7 @@ def _unheard(model: ResNet, entry: Entry | None) -> list[str]:
 
 
 def match_tensors(model: ResNet, found: TensorFile, *, cast: bool = False) -> Loaded:
-    """Return the variables of a network from tensors under PyTorch's names or ours, as `load` does.
-
-    The tensors are removed from the dict one by one, which saves memory.
-    """
+    """Return the variables of a network from tensors under PyTorch's names or ours, as `load` does."""
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract_variables(model)).items()}
     tensors, file = dict(found.tensors), found.path
     native = any(name.startswith("params/") for name in tensors)
