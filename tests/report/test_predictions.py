@@ -56,7 +56,7 @@ def run(tiny, trained, tmp_path):
 
 def test_every_image_counts_once_and_as_evaluation_says(run):
     (variant,) = group_runs(read_runs([run]))
-    step, values = evaluate(run, devices=1)
+    step, values, _ = evaluate(run, devices=1)
     for loading in (DataLoading(), DataLoading(device_cache_gib=0.0)):
         found, notes = collect_predictions(variant, devices=1, loading=loading)
         matrix = confusion(found)
