@@ -75,6 +75,7 @@ def bench_data(words: list[str]) -> int:
     require_positive(seconds=options.seconds)
     from resnet_jax.tools.bench import measure_data
 
+    log_to_stderr(f"measuring each stage of {recipe.data.name} for {options.seconds:g} s")
     speeds = measure_data(
         recipe,
         data_dir=options.data_dir or default_data_dir(),

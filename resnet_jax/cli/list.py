@@ -45,7 +45,7 @@ def _networks(word: str) -> "Table":
     from resnet_jax.models.summary import published_cost
     from resnet_jax.models.zoo import MODELS
 
-    table = plain_table("network", "block", "blocks a stage", "shortcut")
+    table = plain_table("network", "block", "blocks per stage", "shortcut")
     for column in ("classes", "parameters"):
         table.add_column(column, justify="right")
     letters = {shortcut: letter for letter, shortcut in SHORTCUTS.items()}

@@ -13,7 +13,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.parallel.hosts import HostOptions, join_hosts
 from resnet_jax.recipe import Recipe, load_recipe
 from resnet_jax.recipe.overrides import rescale_times
-from resnet_jax.runtime.terminal import show
+from resnet_jax.runtime.terminal import Terminal, show
 from resnet_jax.training.options import RunFlags, RunOptions
 
 if TYPE_CHECKING:
@@ -40,21 +40,34 @@ class TrainOptions:
 def train(words: list[str]) -> int:
     """Train a recipe, or resume a run: train [RECIPE.py | RUN] [--field value ...] [--seeds 0:5] [--out DIR]"""
     path, recipe, train_options, options, hosts = _parsed(words)
+    # What follows takes seconds
+    if Terminal().is_terminal:
+        show("starting")
     if train_options.seeds:
         return _train_seeds(path, recipe, parse_seeds(train_options.seeds), train_options, options, hosts)
     join_hosts(hosts)
 
     from resnet_jax.parallel.multihost import is_primary_host
-    from resnet_jax.run_dir.files import next_run_dir
     from resnet_jax.training import run
 
     out = train_options.out or (path if path and path.is_dir() else None)
     _require_out(out)
-    out = out or next_run_dir(Path("runs") / (path.stem if path else recipe.data.name), recipe)
+    out = out or _default_out(Path("runs") / (path.stem if path else recipe.data.name), recipe)
     result = run.train(recipe, out, options=options)
     if is_primary_host():
         _report(result, recipe, options, out)
     return 128 + result.signal if result.signal else 0
+
+
+def _default_out(stem: Path, recipe: Recipe) -> Path:
+    """Return the run directory to write if none is named, and say so if the obvious one is taken."""
+    from resnet_jax.run_dir.files import is_run, next_run_dir, read_recipe
+
+    out = next_run_dir(stem, recipe)
+    if out != stem:
+        finished = is_run(stem) and read_recipe(stem) == recipe
+        show(f"{stem} {'is finished' if finished else 'holds something else'}; writing {out}")
+    return out
 
 
 def _require_out(out: Path | None) -> None:

@@ -141,7 +141,7 @@ def format_value(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:g}"
-    return "default" if value is None else str(value)
+    return "none" if value is None else str(value)
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

@@ -11,8 +11,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 # Control characters except tab and line feed, line and direction marks of Unicode, bytes of names that are not UTF-8
@@ -58,6 +60,11 @@ def show(*parts: RenderableType) -> None:
     Raises:
         OSError: It cannot be written, as on a full disk; BrokenPipeError if its reader is gone, as `head` is.
     """
+    for table in (part for part in parts if isinstance(part, Table)):
+        for column in table.columns:
+            # Rich would break words on a narrow terminal
+            words = " ".join(map(str, (column.header, *column.cells))).split()
+            column.min_width = max(map(cell_len, words), default=0)
     console = Terminal()
     if not console.is_terminal:
         console = Terminal(width=_WIDE)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.terminal import Terminal, log_to_stderr, printable, silence
@@ -19,6 +20,7 @@ from resnet_jax.tasks.metrics import format_value
 from resnet_jax.training.setup import TrainSetup
 
 _REFRESH = 0.25  # seconds
+_WIDE = 90  # columns of a terminal from which a bar has room for its values
 # Corrupt images that are named
 _NAMED = 10
 
@@ -53,13 +55,14 @@ def console_log(console: Console) -> Log:
 @contextmanager
 def progress(console: Console) -> Iterator[AddBar]:
     """Yield a function that adds a progress bar below what is printed."""
+    # Step, speed and time are never cut
+    wide = (BarColumn(bar_width=None), TextColumn("{task.fields[values]}")) if console.width >= _WIDE else ()
     columns = (
         TextColumn("{task.description}", markup=False),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[values]}"),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        *wide,
         TextColumn("{task.fields[speed]} images/s"),
-        TimeRemainingColumn(compact=True),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
         TextColumn("left"),
     )
     live = console.is_terminal

@@ -94,6 +94,12 @@ def first_reaching(rows: Sequence[Row], split: str, task: Task, target: float | 
     return next((row for row in rows if task.reaches(monitored_value(row, split, task), target)), None)
 
 
+def heading(split: str, task: Task) -> str:
+    """Return a line that says what `format_row` writes."""
+    monitored = "" if task.monitor == "loss" else f" and {task.monitor.replace('_', ' ')}"
+    return f"lines: step, epoch, train and {split} loss{monitored}, images per second"
+
+
 def format_row(row: Mapping[str, Any], split: str, task: Task, steps: int) -> str:
     """Return a row as a line for people, under 90 characters for most tasks.
 

@@ -47,12 +47,14 @@ from resnet_jax.training.progress import (
     headline,
     progress,
 )
+from resnet_jax.training.rows import heading
 from resnet_jax.training.setup import (
     BatchLayout,
     Parts,
     Sources,
     TrainSetup,
     abstract_train_state,
+    eval_split,
     init_train_state,
     open_sources,
     setup_training,
@@ -121,7 +123,7 @@ def train(
             say(f"{out}: already {'finished' if done.step == done.steps else f'at step {done.step}'}, nothing trained")
             return done
         log_start(run)
-        for note in sources.notes():
+        for note in (*sources.notes(), heading(eval_split(recipe), setup.task)):
             say(note)
         corrupt: dict[int, str] = {}
         train_step = compile_once(setup, accum_steps, say)

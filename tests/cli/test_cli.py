@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 
 from resnet_jax.cli.main import COMMANDS, main
-from resnet_jax.data.datasets import digits
+from resnet_jax.data.datasets import DATASETS, digits
 from resnet_jax.errors import InputError, MachineError
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.models import summary
@@ -44,6 +44,7 @@ def curve(folder):
 
 def test_train_prints_lines_and_a_table(tiny_run):
     folder, out = tiny_run
+    assert "lines: step, epoch, train and test loss and accuracy, images per second\n" in out
     assert "30/30  epoch  12.00  train 0." in out
     assert "test accuracy" in out
     assert "(0 of 10 wrong)" in out
@@ -105,6 +106,7 @@ def test_runs_are_numbered_and_never_overwritten(tiny, tmp_path, monkeypatch, ca
     assert main([*train, "--stop-at", "3"]) == 0
     assert "stopped at step 3 of 12, checkpoint saved; resume with: resnet-jax train runs/r" in capsys.readouterr().out
     assert main([*train, "--seed", "1", "--stop-at", "3"]) == 0
+    assert "runs/r holds something else; writing runs/r-2\n" in capsys.readouterr().out
     assert main(train) == 0
     assert "resuming at step 3" in capsys.readouterr().out
     assert sorted(p.name for p in Path("runs").iterdir()) == ["r", "r-2"]
@@ -200,6 +202,11 @@ def test_more_wrong_use_of_a_run(tiny_run, capsys):
 
 class OurShortcut(NoShortcut):
     """A shortcut that has no letter."""
+
+
+def test_lines_of_data_sets_fit():
+    lines = [(source.__doc__ or "").splitlines()[0] for source in DATASETS.values()]
+    assert all(0 < len(line) < 100 for line in lines)
 
 
 def test_list(monkeypatch, capsys):

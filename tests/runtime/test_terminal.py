@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import sys
 import pytest
 from rich.table import Table
 
+from resnet_jax.cli.tables import plain_table
 from resnet_jax.runtime.terminal import Terminal, log_to_stderr, printable, show
 from resnet_jax.training.progress import RunConsole, console_log, progress
 
@@ -107,3 +109,33 @@ def test_closed_full_and_narrow_streams(line, code, out, err):
     assert found[:2] == (code, out)
     assert found[2].startswith(err) if err else not found[2]
     assert found[2].count("\n") == bool(err)
+
+
+class Tty(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_table_on_a_narrow_terminal_breaks_no_word(monkeypatch):
+    printed = Tty()
+    monkeypatch.setattr("sys.stdout", printed)
+    for name, value in {"COLUMNS": "60", "LINES": "20", "NO_COLOR": "1", "TERM": "xterm"}.items():
+        monkeypatch.setenv(name, value)
+    table = plain_table("network", "block", "blocks per stage", "parameters")
+    table.add_row("resnext101_32x8d_and_its_long_name", "PreActBottleneck", "3 4 23 3", "88,791,336")
+    show(table)
+    for word in ("resnext101_32x8d_and_its_long_name", "PreActBottleneck", "88,791,336", "parameters"):
+        assert word in printed.getvalue()
+
+
+@pytest.mark.parametrize(("width", "values"), [(60, False), (120, True)])
+def test_a_bar_on_a_narrow_terminal_keeps_step_speed_and_time(width, values):
+    printed = io.StringIO()
+    console = Terminal(file=printed, force_terminal=True, width=width, color_system=None)
+    with progress(console) as add_bar:
+        tick = add_bar("digits-2 step", 128, 1200, 12345)
+        tick(1201, lambda: {"loss": 0.125, "accuracy": 0.5})
+    shown = printed.getvalue()
+    assert "digits-2 step" in shown
+    assert re.search(r"1201/12345 .* images/s .*[\d-]+:[\d-]+ .*left", shown)
+    assert ("loss 0.125" in shown) == values

@@ -93,6 +93,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny, tmp_path, monkeypatch):
     assert opened == [16, 8, 4]
     assert (found.batch, found.asked) == (4, 16)
     assert said[0] == "resnet20: 16 images per step do not fit into the memory, trying 8"
+    assert said[-1] == "resnet20: compiling, then up to 2 steps or 5 s"
     monkeypatch.setattr(step, "_open", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # only for want of memory
         measure_step(subject, "train", bounds=MeasureFor(5, 2), data_dir=tmp_path, devices=1)

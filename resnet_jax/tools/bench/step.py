@@ -136,6 +136,7 @@ def measure_step(
     while True:
         try:
             bench = _open(subject._replace(recipe=recipe), what, data_dir, devices, num_threads)
+            log(f"{subject.name}: compiling, then up to {bounds.steps} steps or {bounds.seconds:g} s")
             return _measured(bench, asked, bounds, profile)
         except (jax.errors.JaxRuntimeError, MemoryError) as error:
             smaller = recipe.batch_size // 2
