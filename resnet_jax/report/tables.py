@@ -87,9 +87,9 @@ def named(variants: Sequence[RecipeGroup]) -> list[Child]:
 
 
 def held_of(variants: Sequence[RecipeGroup]) -> str:
-    """Return the name of the evaluation split, or "held" if recipes differ in it."""
+    """Return the name of the evaluation split, or "evaluation" if recipes differ in it."""
     splits = {variant.split for variant in variants}
-    return splits.pop() if len(splits) == 1 else "held"
+    return splits.pop() if len(splits) == 1 else "evaluation"
 
 
 def headline_card(group: RecipeGroup) -> Element | None:

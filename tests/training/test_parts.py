@@ -19,6 +19,7 @@ from resnet_jax.inference.explain import explain
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.inference.predict import predict
 from resnet_jax.recipe import Augment, Model, Optimizer
+from resnet_jax.report.runs import read_runs
 from resnet_jax.tasks.classification import classification
 from resnet_jax.tasks.losses import cross_entropy
 from resnet_jax.tasks.metrics import Display, Metric, loss_metric
@@ -111,8 +112,10 @@ def test_resuming_needs_the_part_again_and_continues_the_curve(recipe, tmp_path)
 
 def test_a_network_of_your_own_is_trained_evaluated_and_predicts(recipe, tmp_path):
     run = tmp_path / "run"
-    result, _ = quietly(recipe, run, model=Linear())
+    result, said = quietly(recipe, run, model=Linear())
+    assert said.startswith("training: Linear on ")
     assert set(result.state.params) == {"Dense_0"}
+    assert read_runs([run])[0].recipe.model.name == "a model given as a value"
     parts = Parts(model=Linear())
     assert evaluate(run, parts=parts, devices=1).values["count"] == 10
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
