@@ -88,14 +88,16 @@ def _importing_as(module: types.ModuleType, folder: Path) -> Iterator[None]:
     finally:
         sys.path[:] = path
         for name, other in list(sys.modules.items()):
-            if other is module or (name not in before and _file_of(other).parent == folder):
+            if other is module or (name not in before and _is_in(folder, other)):
                 del sys.modules[name]
         if module.__name__ in before:
             sys.modules[module.__name__] = before[module.__name__]
 
 
-def _file_of(module: types.ModuleType) -> Path:
-    return Path(getattr(module, "__file__", None) or "/")
+def _is_in(folder: Path, module: Any) -> bool:
+    # Not by `getattr`, at which lazy modules import others
+    file = vars(module).get("__file__") if isinstance(module, types.ModuleType) else None
+    return file is not None and Path(file).parent == folder
 
 
 def to_json(recipe: Recipe) -> str:
