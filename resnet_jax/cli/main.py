@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the machine failed (a full disk), 2 wrong use or input, 12
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from functools import partial
 from importlib import metadata
@@ -23,9 +24,10 @@ from resnet_jax.cli.report import report
 from resnet_jax.cli.summary import summary
 from resnet_jax.cli.train import train
 from resnet_jax.errors import InputError, MachineError, first_line, unknown
+from resnet_jax.parallel.hosts import LOST, end_process, is_one_of_several
 from resnet_jax.runtime.backend import backend_error
 from resnet_jax.runtime.compilation_cache import enable_compilation_cache
-from resnet_jax.runtime.terminal import flush, log_to_stderr, show, silence
+from resnet_jax.runtime.terminal import flush, show, silence
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     name: (function, (function.__doc__ or "").strip())
@@ -101,15 +103,20 @@ def guarded(command: Callable[[], int], name: str = "resnet-jax") -> int:
         if isinstance(error, (RuntimeError, AssertionError)) and (missing := backend_error()):
             return fail(missing, 2)
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
-            raise
+            if not is_one_of_several():
+                raise
+            if type(error).__name__ == "JaxRuntimeError":
+                return fail(f"{LOST} ({first_line(error)})", 1)
+            # A bug; the others must not wait for this process
+            traceback.print_exc()
+            return fail(repr(error), 1)
         return fail(f"out of memory ({first_line(error)}); lower --batch-size or use more devices", 1)
 
 
 def _fail(name: str, message: str, code: int) -> int:
     """Print an error as one line, and return the exit code."""
-    log_to_stderr(f"{name}: {' '.join(message.split())}")
     try:
         flush()
     except OSError:
         silence(sys.stdout)
-    return code
+    return end_process(f"{name}: {' '.join(message.split())}", code)

@@ -11,10 +11,10 @@ from resnet_jax.cli.seeds import parse_seeds, report_seeds
 from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.parallel.hosts import HostOptions, join_hosts
-from resnet_jax.recipe import Recipe, load_recipe
+from resnet_jax.recipe import Recipe, check, load_recipe
 from resnet_jax.recipe.overrides import rescale_times
 from resnet_jax.runtime.terminal import Terminal, show
-from resnet_jax.training.options import RunFlags, RunOptions
+from resnet_jax.training.options import RunFlags, RunOptions, validate_options
 
 if TYPE_CHECKING:
     from resnet_jax.training.loop import TrainResult
@@ -43,15 +43,22 @@ def train(words: list[str]) -> int:
     # What follows takes seconds
     if Terminal().is_terminal:
         show("starting")
-    if train_options.seeds:
-        return _train_seeds(path, recipe, parse_seeds(train_options.seeds), train_options, options, hosts)
+    seeds = parse_seeds(train_options.seeds)
     join_hosts(hosts)
 
-    from resnet_jax.parallel.multihost import is_primary_host
+    from resnet_jax.parallel.multihost import is_primary_host, same_on_hosts
+
+    out = train_options.out or (path if path and path.is_dir() and not seeds else None)
+    # What fails on one host fails on all; they compare the rest when the data is open
+    with same_on_hosts() as facts:
+        validate_options(options)
+        check(recipe)
+        _require_out(out)
+        facts |= {"--seeds": seeds, "--seed-layout": train_options.seed_layout}
+    if seeds:
+        return _train_seeds(path, recipe, seeds, train_options, options)
     from resnet_jax.training import run
 
-    out = train_options.out or (path if path and path.is_dir() else None)
-    _require_out(out)
     out = out or _default_out(Path("runs") / (path.stem if path else recipe.data.name), recipe)
     result = run.train(recipe, out, options=options)
     if is_primary_host():
@@ -83,17 +90,14 @@ def _train_seeds(
     seeds: list[int],
     train_options: TrainOptions,
     options: RunOptions,
-    hosts: HostOptions,
 ) -> int:
     """Train several seeds; raise the first error that ended one, after the others have ended."""
     if train_options.out is None and path is not None and path.is_dir():
         raise InputError(f"{path}: is one run; name a directory for those of the --seeds with --out")
-    join_hosts(hosts)
 
     from resnet_jax.parallel.multihost import is_primary_host
     from resnet_jax.training.seeds import next_seeds_dir, train_each_seed
 
-    _require_out(train_options.out)
     stem = Path("runs") / f"{path.stem if path else recipe.data.name}-seeds"
     out = train_options.out or next_seeds_dir(stem, recipe, seeds)
     ended = train_each_seed(recipe, seeds, out, options=options, seed_layout=train_options.seed_layout)

@@ -4,9 +4,10 @@ Addresses come from the cluster's environment (Cloud TPU, SLURM, Open MPI, Kuber
 """
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -33,6 +34,9 @@ class HostOptions:
 
 # Variables that hold the number of processes
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+# That a process which fails gives the others to fail as well
+_SECONDS_TO_LEAVE = 3.0
+LOST = "another process is lost; see what it says, and give the same command again to all of them"
 # Seconds after our time limit at which JAX, which aborts, would give up
 _LATER = 60
 # The first chip on a virtual machine of Cloud TPU
@@ -70,7 +74,8 @@ def join_hosts(hosts: HostOptions) -> None:
     # Here, because the import is slow and --help does not need it
     import jax
 
-    with _patience(hosts.init_timeout, f"process {place} of {number}, coordinator {coordinator}"):
+    who = f"process {place} of {number}, coordinator {coordinator}"
+    with _patience(hosts.init_timeout, who):
         try:
             jax.distributed.initialize(
                 coordinator,
@@ -84,6 +89,29 @@ def join_hosts(hosts: HostOptions) -> None:
                 f"the other hosts cannot be joined ({first_line(error)}); name --coordinator-address HOST:PORT,"
                 " --num-processes and --process-id where no cluster does, or --num-processes 1 to be alone"
             ) from error
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process has joined others."""
+    jax = sys.modules.get("jax")
+    return jax is not None and bool(jax.distributed.is_initialized())
+
+
+def end_process(line: str, code: int) -> int:
+    """Print the last line of a command that failed and return its exit code; end the process if it is one of several.
+
+    At exit, Python would wait for the other processes, which may be waiting for this one. They have a few seconds to
+    fail as well and leave with it, for JAX aborts those that miss one.
+    """
+    log_to_stderr(line)
+    if is_one_of_several():
+        limit = threading.Timer(_SECONDS_TO_LEAVE, os._exit, (code,))
+        limit.daemon = True
+        limit.start()
+        with suppress(Exception):
+            sys.modules["jax"].distributed.shutdown()
+        os._exit(code)
+    return code
 
 
 @contextmanager

@@ -31,12 +31,17 @@ def environment() -> dict[str, Any]:
         "command": sys.argv,
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": package_versions(),
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in devices],
         "processes": jax.process_count(),
         **git_state(Path(__file__).parent),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages on which a result may depend."""
+    return {name: metadata.version(name) for name in _PACKAGES}
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -163,11 +163,7 @@ def init_run_dir(
     require_same_run(out, recipe, given=given)
     start = environment()
     if pretrained is not None:
-        with pretrained.open("rb") as file:
-            start["pretrained"] = {
-                "file": str(pretrained.absolute()),
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
+        start["pretrained"] = {"file": str(pretrained.absolute()), "sha256": file_sha256(pretrained)}
     starts = [*read_environments(out), start]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -178,6 +174,12 @@ def init_run_dir(
         write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def next_run_dir(stem: Path, recipe: Recipe) -> Path:

@@ -137,6 +137,9 @@ def train_loop(
                 try:
                     evaluate_and_log(run, programs, state, step, totals, timer, loggers)
                 except InputError:
+                    # The other hosts are still evaluating, and cannot save
+                    if jax.process_count() > 1:
+                        raise
                     save_or_continue(checkpoints, run, state, step, totals, timer, last=True, unevaluated=True)
                     raise
                 totals, timer, reached = {}, StepTimer(step), _reached(rows, setup, options)

@@ -18,10 +18,10 @@ from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import DeviceSplit, abstract_step_input, open_device_split
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.input_pipeline.preprocess import Transform, original_crop
-from resnet_jax.parallel.multihost import is_primary_host, sync_hosts
+from resnet_jax.parallel.multihost import is_primary_host, same_on_hosts
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, check
-from resnet_jax.run_dir.files import foreign_reason, init_run_dir, require_same_run, restore_metrics
+from resnet_jax.run_dir.files import file_sha256, foreign_reason, init_run_dir, require_same_run, restore_metrics
 from resnet_jax.run_dir.lock import run_lock
 from resnet_jax.runtime.signals import reraise_signal, stop_signal, watchdog
 from resnet_jax.tasks.task import Task
@@ -55,6 +55,7 @@ from resnet_jax.training.setup import (
     TrainSetup,
     abstract_train_state,
     eval_split,
+    facts_of,
     init_train_state,
     open_sources,
     setup_training,
@@ -113,10 +114,12 @@ def train(
     console = console or RunConsole(quiet=not is_primary_host())
     say = console_log(console)
     with run_lock(out), stop_signal() as signal_received:
-        sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, task))
-        reraise_signal(signal_received())
-        layout = BatchLayout(data_mesh(options.devices), options.grad_accum_steps, options.param_sharding)
-        setup, accum_steps = setup_training(recipe, sources.dataset, layout, parts, options.metrics)
+        with same_on_hosts() as facts:
+            sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, task))
+            reraise_signal(signal_received())
+            layout = BatchLayout(data_mesh(options.devices), options.grad_accum_steps, options.param_sharding)
+            setup, accum_steps = setup_training(recipe, sources.dataset, layout, parts, options.metrics)
+            facts |= facts_of(recipe, sources, out, options)
         run = restore_or_init(setup, out, say)
         reraise_signal(signal_received())
         if done := finished_result(run, options):
@@ -166,12 +169,14 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     Raises:
         InputError: Recipe, data or network do not fit what is there.
     """
-    require_same_run(out, setup.recipe, setup.dataset, setup.given)
-    sync_hosts("looked at the directory")
+    with same_on_hosts():
+        require_same_run(out, setup.recipe, setup.dataset, setup.given)
     foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
     restored = restore(out / "checkpoints", abstract_train_state(setup), quarantine=True, foreign=foreign, log=log)
     if restored is None:
-        pretrained = load_pretrained(setup)
+        with same_on_hosts() as facts:
+            pretrained = load_pretrained(setup)
+            facts["the pretrained weights"] = pretrained and file_sha256(pretrained.file)
         state = init_train_state(setup, pretrained and pretrained.variables)
         # Its variables are in the state now
         return RunState(setup, out, state, 0, {}, {}, [], log, pretrained and pretrained._replace(variables={}))
@@ -185,10 +190,10 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
 def write_start(run: RunState) -> None:
     """Write the run directory, which no refusal leaves behind: nothing is refused after this."""
     setup = run.setup
-    if is_primary_host():
-        init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, run.pretrained and run.pretrained.file)
-    restore_metrics(run.out, run.rows, run.log)
-    sync_hosts("opened the run")
+    with same_on_hosts():
+        if is_primary_host():
+            init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, run.pretrained and run.pretrained.file)
+        restore_metrics(run.out, run.rows, run.log)
 
 
 def known_totals(setup: TrainSetup, saved: Totals) -> Totals:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError, MachineError
-from resnet_jax.parallel.multihost import is_primary_host
+from resnet_jax.parallel.multihost import is_primary_host, same_on_hosts
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.run_dir.files import is_finished, is_run, require_same_run
@@ -62,6 +62,7 @@ from resnet_jax.training.setup import (
     BatchLayout,
     Parts,
     eval_split,
+    facts_of,
     open_sources,
     setup_training,
     step_key,
@@ -140,7 +141,9 @@ def train_each_seed(
         signal_received = locks.enter_context(stop_signal())
         for seed in seeds:
             locks.enter_context(run_lock(run_of(out, seed)))
-        sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, parts.task))
+        with same_on_hosts() as facts:
+            sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, parts.task))
+            facts |= facts_of(recipe, sources, out, options)
         mesh = data_mesh(options.devices)
         reraise_signal(signal_received())
         todo = [seed for seed in seeds if not (is_run(run_of(out, seed)) and is_finished(run_of(out, seed)))]

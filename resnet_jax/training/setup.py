@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.data.datasets import found_in, holdout_split, open_split
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import Source, all_named, source_digest
+from resnet_jax.data.source import Source, all_named, sample_digest, source_digest
 from resnet_jax.errors import InputError, first_line
 from resnet_jax.input_pipeline.device_input import gather_batch
 from resnet_jax.input_pipeline.host_input import reader, skip_corrupt
@@ -41,6 +41,7 @@ from resnet_jax.parallel.sharding import (
     shard_leaf,
 )
 from resnet_jax.recipe import Augment, Data, Recipe, fields_of, in_steps, total_steps
+from resnet_jax.run_dir.environment import package_versions
 from resnet_jax.run_dir.files import DatasetInfo
 from resnet_jax.runtime.checksum import sha256_of
 from resnet_jax.runtime.compiler_options import compiler_options
@@ -168,6 +169,23 @@ def with_digest(sources: Sources) -> Sources:
     """Return the sources with the digest of their examples, which tells a run's data from others like it."""
     digest = sha256_of([source_digest(source) for source in (sources.train, sources.evaluation)])
     return sources._replace(dataset=replace(sources.dataset, digest=digest))
+
+
+def facts_of(recipe: Recipe, sources: Sources, out: Path, options: Any) -> dict[str, Any]:
+    """Return what all hosts must have in common, as JSON values: what decides the curve, and when they meet."""
+    if jax.process_count() == 1:
+        return {}
+    own = ("data_dir", "num_threads", "watchdog_seconds")
+    flags = {f"--{name.replace('_', '-')}": value for name, value in vars(options).items() if name not in own}
+    data = {name: value for name, value in vars(sources.dataset).items() if name != "data_dir"}
+    return {
+        "--out": str(out),
+        **{f"--{name}": value for name, value in fields_of(recipe)},
+        **flags,
+        **{f"the {name} of the data": value for name, value in data.items()},
+        "the pixels of the data": [sample_digest(source) for source in (sources.train, sources.evaluation)],
+        **package_versions(),
+    }
 
 
 def _skipping_corrupt(source: Source) -> Source:

@@ -13,6 +13,7 @@ import pytest
 
 from resnet_jax.errors import InputError
 from resnet_jax.parallel.hosts import HostOptions, in_cluster, require_hosts
+from resnet_jax.parallel.multihost import gather_from_hosts, require_same, same_on_hosts
 from resnet_jax.run_dir.files import read_metrics
 
 # At a rate so small that rounding does not grow, and a curve on other hardware can be told from another curve
@@ -113,6 +114,57 @@ def test_several_hosts_need_a_directory(tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2]
     assert all("several hosts write to one directory" in error for error in errors)
+
+
+def test_what_differs_between_processes_is_named():
+    require_same([{"--seed": 0, "jax": "0.10"}] * 2)
+    with pytest.raises(
+        InputError, match="the processes differ in --seed: 0 on process 0, 1 on process 2; give the same"
+    ):
+        require_same([{"--seed": 0}, {"--seed": 0}, {"--seed": 1}])
+    with pytest.raises(InputError, match="differ in the digest of the data: None on process 0, abc on process 1"):
+        require_same([{}, {"the digest of the data": "abc"}])
+
+
+def test_alone_a_process_keeps_its_errors():
+    with pytest.raises(OSError, match="no disk"), same_on_hosts():
+        raise OSError("no disk")
+    assert gather_from_hosts("é") == ["é"]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (["--optimizer.lr", "0.02"], "differ in --optimizer.lr: 0.01 on process 0, 0.02 on process 1; give the same"),
+        pytest.param(["--eval-every", "7"], "differ in --eval-every: 10 on process 0, 7 on", marks=pytest.mark.slow),
+        pytest.param(["--data.name", "folder:none"], "none: no such folder, here or below", marks=pytest.mark.slow),
+        pytest.param(["--eval-every", "0"], "--eval-every is 0; it must be positive", marks=pytest.mark.slow),
+    ],
+)
+def test_hosts_that_differ_do_not_train(tmp_path, other, message):
+    port = free_port()
+    both = [start(tmp_path, host, port, *QUICK, *words, "--out", "run") for host, words in ((0, []), (1, other))]
+    errors = [process.communicate(timeout=240)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 2], errors
+    assert all(message in error and error.count("\n") == 1 for error in errors), errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_is_one_line_on_the_first(tmp_path):
+    """If the first is lost, which coordinates them, JAX aborts the others."""
+    port = free_port()
+    both = [start(tmp_path, host, port, *QUICK, "--epochs", "40", "--out", "run") for host in (0, 1)]
+    deadline = time.monotonic() + 180
+    while not read_metrics(tmp_path / "run") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    both[1].kill()
+    told = time.monotonic()
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert time.monotonic() - told < 30
+    assert both[0].returncode == 1
+    assert errors[0].startswith("resnet-jax: another process is lost; see what it says, and give the same command")
+    assert errors[0].count("\n") == 1
 
 
 @pytest.mark.slow
