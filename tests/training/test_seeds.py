@@ -237,8 +237,8 @@ def test_a_signal_ends_all_of_them_and_the_same_command_goes_on(tiny, tmp_path, 
         patch.setattr(module, "training_batches", batches)
         ended, _ = several(train_each_seed, tiny, range(3), tmp_path / "x", **options)
     steps = {seed: end.step for seed, end in ended.items()}
-    if layout == "devices":  # on threads of their own, which notice it after their own next step
-        assert steps[0] == 6
+    if layout == "devices":  # on threads, which notice it as soon as the main thread has: a step later, or a few
+        assert steps[0] >= 6
         assert len(steps) == 3
     else:
         assert steps == ({0: 6} if layout == "sequential" else {0: 6, 1: 6, 2: 6})
