@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from resnet_jax.errors import InputError
 from resnet_jax.parallel.sharding import from_local_rows, replicated
+from resnet_jax.runtime.strict_json import parse_json
 
 
 def is_primary_host() -> bool:
@@ -52,7 +53,8 @@ def same_on_hosts() -> Iterator[dict[str, Any]]:
         yield values
     except Exception as error:
         failure = error
-    hosts = [json.loads(text) for text in gather_from_hosts(json.dumps([failure and str(failure), values]))]
+    texts = gather_from_hosts(json.dumps([failure and str(failure), values]))
+    hosts = [parse_json(text, nonfinite=True) for text in texts]
     if failure:
         raise failure
     for number, (message, _) in enumerate(hosts):

@@ -3,6 +3,7 @@
 import os
 import pty
 import signal
+import subprocess
 import sys
 import time
 
@@ -51,9 +52,13 @@ def test_what_is_ignored_stays_ignored(fatal):
 
 
 def test_a_closed_terminal_does_not_keep_a_run_from_being_saved(tmp_path):
+    terminal, other_end = pty.openpty()
+    name = os.ttyname(other_end)
     code = "\n".join(
         (
-            "import pathlib, sys, time",
+            "import os, pathlib, time",
+            # It becomes the terminal that controls this process, which leads a session
+            f"os.open({name!r}, os.O_RDWR)",
             "from resnet_jax.runtime.signals import stop_signal",
             "with stop_signal() as received:",
             "    print('ready', flush=True)",
@@ -62,13 +67,12 @@ def test_a_closed_terminal_does_not_keep_a_run_from_being_saved(tmp_path):
             f"    pathlib.Path({str(tmp_path / 'saved')!r}).write_text(str(received()))",
         )
     )
-    child, terminal = pty.fork()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, "-c", code])
+    ends = {"stdin": other_end, "stdout": other_end, "stderr": other_end}
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, **ends)
+    os.close(other_end)
     seen, limit = b"", time.monotonic() + 50
     while b"ready" not in seen and time.monotonic() < limit:
         seen += os.read(terminal, 1000)
     os.close(terminal)
-    _, status = os.waitpid(child, 0)
-    assert status == 0
+    assert child.wait(50) == 0
     assert (tmp_path / "saved").read_text() == str(int(signal.SIGHUP))
