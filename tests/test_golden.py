@@ -25,7 +25,8 @@ from resnet_jax.input_pipeline.device_input import gather_batch, open_device_spl
 from resnet_jax.input_pipeline.preprocess import make_preprocess
 from resnet_jax.input_pipeline.sampler import batch_indices
 from resnet_jax.recipe import Augment, Model, Recipe
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, open_sources, random_keys, step_key
+from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, random_keys, step_key
+from resnet_jax.training.sources import open_sources
 
 GOLDEN = Path(__file__).parent / "golden" / "mathematics.json"
 STEPS = 20

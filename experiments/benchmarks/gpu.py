@@ -37,7 +37,8 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.recipe import Recipe
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.tools.bench.step import bench_target
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, open_sources, shardings, step_key
+from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, shardings, step_key
+from resnet_jax.training.sources import open_sources
 from resnet_jax.weights.load import create_model
 
 LR, MOMENTUM = 0.01, 0.9

@@ -24,7 +24,8 @@ from resnet_jax.input_pipeline.device_input import open_device_split, training_b
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.recipe import Recipe
 from resnet_jax.training.options import default_data_dir
-from resnet_jax.training.setup import abstract_train_state, make_setup, make_train_step, open_sources, step_key
+from resnet_jax.training.setup import abstract_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.sources import open_sources
 
 PACKAGE = Path(resnet_jax.__file__).parent
 SPINE = ("training", "checkpoint", "run_dir", "parallel", "input_pipeline", "optim", "tasks")

@@ -37,7 +37,8 @@ from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, load_recipe
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.seed_layout import SeedRuns, device_slices, seconds_per_round
-from resnet_jax.training.setup import BatchLayout, Parts, open_sources
+from resnet_jax.training.setup import BatchLayout, Parts
+from resnet_jax.training.sources import open_sources
 
 
 def seed_runs(recipe: Recipe, data_dir: Path, count: int) -> SeedRuns:

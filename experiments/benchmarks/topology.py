@@ -35,7 +35,8 @@ from resnet_jax.input_pipeline.device_input import open_device_split, training_b
 from resnet_jax.parallel.hosts import HostOptions, join_hosts
 from resnet_jax.parallel.sharding import ParamSharding, mesh_of, place
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule, load_recipe, to_json
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, open_sources, shardings, step_key
+from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, shardings, step_key
+from resnet_jax.training.sources import open_sources
 from resnet_jax.training.state import TrainState
 
 # BatchNorm over 8 images, so that 8 devices hold whole groups of a batch of 256 in 4 microbatches; and everything that

@@ -24,16 +24,8 @@ from resnet_jax.parallel.sharding import batch_sharding, place
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.report.statistics import mean_and_std
 from resnet_jax.training.evaluate import evaluate_split, make_eval_step
-from resnet_jax.training.setup import (
-    TrainSetup,
-    init_fn,
-    make_setup,
-    make_train_step,
-    open_sources,
-    random_keys,
-    shardings,
-    step_key,
-)
+from resnet_jax.training.setup import TrainSetup, init_fn, make_setup, make_train_step, random_keys, shardings, step_key
+from resnet_jax.training.sources import open_sources
 from resnet_jax.training.step import StepStatus
 
 HOME = Path(__file__).parent

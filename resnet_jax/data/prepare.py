@@ -4,8 +4,6 @@ The images and the settings alone decide the bytes of the shards; threads and in
 under another name, read back and decoded, and only then renamed and recorded: a shard with its final name is complete.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +24,6 @@ from resnet_jax.data.formats.shards import (
     Shard,
     ShardIndex,
     close_readers,
-    digest,
     pack,
     read_index,
     read_record,
@@ -35,8 +32,9 @@ from resnet_jax.data.formats.shards import (
     written_to,
 )
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import MissingSplitError, RawExample, Source, default_threads, pixels
+from resnet_jax.data.source import MissingSplitError, RawExample, Source, default_threads, pixels, source_digest
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.checksum import file_sha256, sha256_of
 from resnet_jax.runtime.directory_lock import directory_lock
 from resnet_jax.runtime.terminal import Terminal
 
@@ -166,28 +164,8 @@ def _plans(split: str, size: int, shards: int | None) -> list[_Plan]:
 
 def _settings(name: str, packing: Packing, sources: dict[str, Source]) -> dict[str, Any]:
     """Return all that decides the bytes of the shards."""
-    digests = {split: _identity(source) for split, source in sources.items()}
+    digests = {split: sha256_of([source.classes, source_digest(source)]) for split, source in sources.items()}
     return {"source": name, **packing._asdict(), "digests": digests}
-
-
-def _identity(source: Source) -> str:
-    """Return a digest that changes if images are added, removed, relabelled or resized on disk."""
-    state = hashlib.sha256(json.dumps([source.size, source.classes]).encode())
-    if source.labels is not None:
-        state.update(source.labels.astype("<i8").tobytes())
-    # Labels known without reading mean files, whose sizes are known as well
-    if source.labels is not None and source.raw:
-        for item in map(source.raw, range(source.size)):
-            state.update(f"{item.name} {_size(item.content)}\n".encode(errors="replace"))
-    return state.hexdigest()
-
-
-def _size(content: Any) -> int:
-    """Return the bytes of an image; -1 for a link to nothing, which is refused or left out when it is read."""
-    try:
-        return content.stat().st_size if isinstance(content, Path) else len(content)
-    except OSError:
-        return -1
 
 
 def _start(out: Path, settings: dict[str, Any], classes: tuple[str, ...], splits: list[str]) -> ShardIndex:
@@ -224,7 +202,7 @@ def _with(manifest: ShardIndex, plans: list[_Plan], shards: dict[str, Shard]) ->
 
 def _is_whole(out: Path, shard: Shard) -> bool:
     path = out / shard.file
-    return path.is_file() and path.stat().st_size == shard.bytes and digest(path) == shard.sha256
+    return path.is_file() and path.stat().st_size == shard.bytes and file_sha256(path) == shard.sha256
 
 
 def _write(out: Path, plan: _Plan, source: Source, packing: Packing, pool: ThreadPoolExecutor, bump: Bump) -> Shard:
@@ -242,7 +220,7 @@ def _write(out: Path, plan: _Plan, source: Source, packing: Packing, pool: Threa
     path = out / f"{plan.file}.tmp"
     write_records(path, records())
     count = len(plan.examples) - len(skipped)
-    shard = Shard(path.name, count, path.stat().st_size, digest(path), -1, tuple(skipped))
+    shard = Shard(path.name, count, path.stat().st_size, file_sha256(path), -1, tuple(skipped))
     labels = list(pool.map(partial(_verify, out, shard, len(source.classes)), range(count)))
     close_readers()
     with written_to(out / plan.file):

@@ -12,7 +12,8 @@ from resnet_jax.input_pipeline.device_input import open_device_split
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.run_dir.files import is_run
 from resnet_jax.training.evaluate import evaluate_split, make_eval_step
-from resnet_jax.training.setup import Parts, TrainSetup, preprocessing_of, require_input_kind, select_metrics
+from resnet_jax.training.setup import Parts, TrainSetup, require_input_kind, select_metrics
+from resnet_jax.training.sources import preprocessing_of
 
 
 class Evaluation(NamedTuple):

@@ -17,7 +17,8 @@ from resnet_jax.parallel.sharding import replicate
 from resnet_jax.recipe import Augment, Data, Model, Recipe, check
 from resnet_jax.run_dir.files import DatasetInfo, is_run
 from resnet_jax.training.network import require_resnet
-from resnet_jax.training.setup import Parts, TrainSetup, make_setup, preprocessing_of
+from resnet_jax.training.setup import Parts, TrainSetup, make_setup
+from resnet_jax.training.sources import preprocessing_of
 from resnet_jax.training.state import TrainState, with_ema_params
 from resnet_jax.weights.entries import WEIGHTS, Entry, class_names
 from resnet_jax.weights.load import count_channels, count_classes, log_notes, match_tensors

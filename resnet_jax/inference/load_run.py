@@ -6,7 +6,7 @@ from resnet_jax.checkpoint.checkpoint import Log
 from resnet_jax.recipe import load_recipe
 from resnet_jax.run_dir.files import read_dataset_info, require_given, require_run
 from resnet_jax.runtime.terminal import log_to_stderr
-from resnet_jax.training.pretrained import restore_state
+from resnet_jax.training.restore import restored_state
 from resnet_jax.training.setup import Parts, TrainSetup, make_setup
 from resnet_jax.training.state import TrainState
 
@@ -41,4 +41,4 @@ def load_run(
     require_run(run)
     require_given(run, parts.given(), needed=("model", "task", "optimizer"))
     setup = make_setup(load_recipe(run, network=network), read_dataset_info(run), devices, parts=parts)
-    return setup, restore_state(setup, run, best=best, log=log)
+    return setup, restored_state(setup, run, best=best, log=log)

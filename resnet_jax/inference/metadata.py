@@ -8,7 +8,7 @@ from resnet_jax.errors import InputError, first_line
 from resnet_jax.recipe import Augment, Data, Recipe, from_json, to_json
 from resnet_jax.run_dir.files import DatasetInfo
 from resnet_jax.runtime.strict_json import parse_json
-from resnet_jax.training.setup import preprocessing_of
+from resnet_jax.training.sources import preprocessing_of
 from resnet_jax.weights.state_dict import TensorFile
 
 # Values of an image: beyond it is no image but an attack on memory

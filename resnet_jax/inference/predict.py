@@ -16,7 +16,8 @@ from resnet_jax.errors import InputError
 from resnet_jax.inference.load_model import load_model
 from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.runtime.compiler_options import compiler_options
-from resnet_jax.training.setup import Parts, TrainSetup, preprocessing_of
+from resnet_jax.training.setup import Parts, TrainSetup
+from resnet_jax.training.sources import preprocessing_of
 from resnet_jax.training.state import TrainState
 
 # Images per call of the network

@@ -1,7 +1,6 @@
 """The directory of a run: recipe.json, dataset.json, environment.json, metrics.jsonl and checkpoints/."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ import jax
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
 from resnet_jax.run_dir.environment import environment, read_environments
-from resnet_jax.runtime.checksum import add_checksum, remove_checksum
+from resnet_jax.runtime.checksum import add_checksum, file_sha256, remove_checksum
 from resnet_jax.runtime.safe_files import append, read_regular, write_atomic
 from resnet_jax.runtime.strict_json import parse_json
 
@@ -174,12 +173,6 @@ def init_run_dir(
         write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def next_run_dir(stem: Path, recipe: Recipe) -> Path:

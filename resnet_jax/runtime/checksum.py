@@ -1,7 +1,8 @@
-"""JSON objects that carry the SHA-256 of their own values, so that a changed byte is noticed."""
+"""SHA-256 of files and values, and JSON objects that carry that of their own, so that a changed byte is noticed."""
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 _NAME = "sha256"
@@ -34,3 +35,9 @@ def remove_checksum(values: Any) -> Any:
 def sha256_of(values: Any) -> str:
     """Return the SHA-256 of values that JSON has; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,15 +20,8 @@ from resnet_jax.report.sheet import can_show, draw_sheet
 from resnet_jax.run_dir.environment import environment
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.training.pretrained import load_pretrained
-from resnet_jax.training.setup import (
-    Sources,
-    TrainSetup,
-    eval_split,
-    make_setup,
-    open_sources,
-    random_keys,
-    train_size_at,
-)
+from resnet_jax.training.setup import TrainSetup, make_setup, random_keys, train_size_at
+from resnet_jax.training.sources import Sources, eval_split, open_sources
 
 # Samples on the sheet
 _SHOWN = 32

@@ -27,14 +27,8 @@ from resnet_jax.parallel.sharding import ParamSharding, batch_sharding, mesh_of,
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.run_dir.files import DatasetInfo
 from resnet_jax.tools.hlo import Collective, collectives, memory_traffic
-from resnet_jax.training.setup import (
-    TrainSetup,
-    abstract_train_state,
-    make_setup,
-    make_train_step,
-    microbatch_unit,
-    open_sources,
-)
+from resnet_jax.training.setup import TrainSetup, abstract_train_state, make_setup, make_train_step, microbatch_unit
+from resnet_jax.training.sources import open_sources
 
 # Seconds after which libtpu has failed to describe a slice; it takes one
 _PATIENCE = 60.0

@@ -14,7 +14,7 @@ from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Recipe
 from resnet_jax.training.loop import TrainResult
 from resnet_jax.training.run import train
-from resnet_jax.training.setup import preprocessing_of
+from resnet_jax.training.sources import preprocessing_of
 
 Arrays = tuple[ArrayLike, ArrayLike]
 

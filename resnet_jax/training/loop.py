@@ -22,7 +22,8 @@ from resnet_jax.training.evaluate import Totals, add_sums, evaluate_split
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.progress import Log, Tick
 from resnet_jax.training.rows import Row, first_reaching, format_row, is_best, metrics_row, score, train_values
-from resnet_jax.training.setup import TrainSetup, eval_split
+from resnet_jax.training.setup import TrainSetup
+from resnet_jax.training.sources import eval_split
 from resnet_jax.training.state import TrainState, with_ema_params
 from resnet_jax.training.step import StepStatus
 from resnet_jax.training.timer import StepTimer

@@ -1,6 +1,5 @@
 """The weights that a run starts from: of a file, the hub, a published entry, or another run."""
 
-from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -8,15 +7,15 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from resnet_jax.checkpoint.checkpoint import Log, restore
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.recipe import Data, load_recipe
-from resnet_jax.run_dir.files import foreign_reason, is_run, read_dataset_info, require_given
-from resnet_jax.runtime.terminal import log_to_stderr
-from resnet_jax.training.setup import TrainSetup, abstract_train_state, make_setup, preprocessing_of
-from resnet_jax.training.state import TrainState, with_ema_params
+from resnet_jax.run_dir.files import is_run, read_dataset_info, require_given
+from resnet_jax.training.restore import restored_state
+from resnet_jax.training.setup import TrainSetup, make_setup
+from resnet_jax.training.sources import preprocessing_of
+from resnet_jax.training.state import with_ema_params
 from resnet_jax.weights.load import Loaded, load, match_tensors
 from resnet_jax.weights.state_dict import TensorFile
 
@@ -50,7 +49,7 @@ def _load_from_run(model: ResNet, run: Path) -> Loaded:
     require_given(run, (), needed=("model", "task", "optimizer"))
     devices = 1 if jax.process_count() == 1 else None
     setup = make_setup(load_recipe(run), read_dataset_info(run), devices)
-    state = with_ema_params(restore_state(setup, run))
+    state = with_ema_params(restored_state(setup, run))
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     tensors = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
     # The manifest has the digests of all files of the checkpoint
@@ -58,13 +57,3 @@ def _load_from_run(model: ResNet, run: Path) -> Loaded:
     return match_tensors(model, TensorFile(run, tensors))._replace(
         file=manifest, preprocessing=preprocessing_of(setup.recipe.data)
     )
-
-
-def restore_state(setup: TrainSetup, run: Path, *, best: bool = False, log: Log = log_to_stderr) -> TrainState:
-    """Return the newest state of a run, or that of the best evaluation; raise InputError if there is none."""
-    foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
-    restored = restore(run / "checkpoints", abstract_train_state(setup), best=best, foreign=foreign, log=log)
-    if restored is None:
-        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` makes one")
-    state: TrainState = restored[0]
-    return state

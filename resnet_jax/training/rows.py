@@ -9,7 +9,8 @@ from typing import Any
 from resnet_jax.tasks.metrics import compute_all, display_of, format_value
 from resnet_jax.tasks.task import Task
 from resnet_jax.training.evaluate import Totals
-from resnet_jax.training.setup import TrainSetup, eval_split
+from resnet_jax.training.setup import TrainSetup
+from resnet_jax.training.sources import eval_split
 from resnet_jax.training.timer import StepTimer
 
 Row = dict[str, Any]

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -12,7 +11,6 @@ import optax
 from flax import linen as nn
 from rich.console import Console
 
-from resnet_jax.checkpoint.checkpoint import restore
 from resnet_jax.data.source import Example, Source, require_readable
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import DeviceSplit, abstract_step_input, open_device_split
@@ -21,8 +19,9 @@ from resnet_jax.input_pipeline.preprocess import Transform, original_crop
 from resnet_jax.parallel.multihost import is_primary_host, same_on_hosts
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, check
-from resnet_jax.run_dir.files import file_sha256, foreign_reason, init_run_dir, require_same_run, restore_metrics
+from resnet_jax.run_dir.files import init_run_dir, require_same_run, restore_metrics
 from resnet_jax.run_dir.lock import run_lock
+from resnet_jax.runtime.checksum import file_sha256
 from resnet_jax.runtime.signals import reraise_signal, stop_signal, watchdog
 from resnet_jax.tasks.task import Task
 from resnet_jax.training.aot import CompiledStep, compile_once
@@ -47,21 +46,17 @@ from resnet_jax.training.progress import (
     headline,
     progress,
 )
+from resnet_jax.training.restore import restore_run
 from resnet_jax.training.rows import heading
 from resnet_jax.training.setup import (
     BatchLayout,
     Parts,
-    Sources,
     TrainSetup,
-    abstract_train_state,
-    eval_split,
-    facts_of,
     init_train_state,
-    open_sources,
     setup_training,
     step_key,
-    with_digest,
 )
+from resnet_jax.training.sources import Sources, eval_split, facts_of, open_sources, with_digest
 
 
 def train(
@@ -171,8 +166,7 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     """
     with same_on_hosts():
         require_same_run(out, setup.recipe, setup.dataset, setup.given)
-    foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
-    restored = restore(out / "checkpoints", abstract_train_state(setup), quarantine=True, foreign=foreign, log=log)
+    restored = restore_run(setup, out, quarantine=True, log=log)
     if restored is None:
         with same_on_hosts() as facts:
             pretrained = load_pretrained(setup)
@@ -193,7 +187,9 @@ def write_start(run: RunState) -> None:
     with same_on_hosts():
         if is_primary_host():
             init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, run.pretrained and run.pretrained.file)
-        restore_metrics(run.out, run.rows, run.log)
+        # Rows of an interrupted start without a checkpoint
+        if run.step == 0:
+            restore_metrics(run.out, [], run.log)
 
 
 def known_totals(setup: TrainSetup, saved: Totals) -> Totals:

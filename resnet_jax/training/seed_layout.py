@@ -22,12 +22,12 @@ from resnet_jax.training.run import make_programs, open_splits
 from resnet_jax.training.setup import (
     BatchLayout,
     Parts,
-    Sources,
     abstract_train_state,
     init_train_state,
     setup_training,
     step_key,
 )
+from resnet_jax.training.sources import Sources
 from resnet_jax.training.stacked import make_stacked_step, seeds_that_fit, stack_trees
 
 SeedLayout = Literal["auto", "vmap", "devices", "sequential"]

@@ -58,16 +58,8 @@ from resnet_jax.training.seed_layout import (
     possible_layouts,
     programs_on,
 )
-from resnet_jax.training.setup import (
-    BatchLayout,
-    Parts,
-    eval_split,
-    facts_of,
-    open_sources,
-    setup_training,
-    step_key,
-    with_digest,
-)
+from resnet_jax.training.setup import BatchLayout, Parts, setup_training, step_key
+from resnet_jax.training.sources import eval_split, facts_of, open_sources, with_digest
 from resnet_jax.training.stacked import Ended, train_stacked
 
 

@@ -35,7 +35,8 @@ from resnet_jax.training.loop import (
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.progress import Tick
 from resnet_jax.training.rows import first_reaching, is_best, train_values
-from resnet_jax.training.setup import TrainSetup, eval_split, make_train_step, shardings, train_size_at
+from resnet_jax.training.setup import TrainSetup, make_train_step, shardings, train_size_at
+from resnet_jax.training.sources import eval_split
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.timer import StepTimer
 

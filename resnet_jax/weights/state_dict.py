@@ -81,7 +81,7 @@ def _left_out(beside: dict[Any, Any]) -> tuple[str, ...]:
     return (*averages, *(f"{key[:100]!r} ({name})" for key, name in objects.items() if name), *keys)
 
 
-def listed(names: Iterable[str], last: str = "and") -> str:
+def listed(names: Iterable[str]) -> str:
     """Return names as a list in a sentence, the first few of them.
 
     Example:
@@ -90,7 +90,7 @@ def listed(names: Iterable[str], last: str = "and") -> str:
     """
     names = list(names)
     few = [*names[:4], f"{len(names) - 4:,} more"] if len(names) > 5 else names
-    return f" {last} ".join(part for part in (", ".join(few[:-1]), few[-1]) if part)
+    return " and ".join(part for part in (", ".join(few[:-1]), few[-1]) if part)
 
 
 def _named(file: TorchFile, name: Any, tensor: Tensor) -> np.ndarray:

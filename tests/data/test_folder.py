@@ -18,7 +18,7 @@ from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.recipe import Data
-from resnet_jax.training.setup import open_sources
+from resnet_jax.training.sources import open_sources
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
 

@@ -19,11 +19,12 @@ from resnet_jax.data.datasets import DATASETS, open_split
 from resnet_jax.data.formats import shards
 from resnet_jax.data.formats.folder import CHOOSE
 from resnet_jax.data.formats.packing import packed
-from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, digest, read_index
+from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, read_index
 from resnet_jax.data.image import Preprocessing, decode, resize_crop
 from resnet_jax.data.prepare import Packing, prepare_data
 from resnet_jax.data.source import RawExample, from_arrays, to_arrays
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.checksum import file_sha256
 from resnet_jax.runtime.directory_lock import directory_lock
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
@@ -142,7 +143,7 @@ def test_the_bytes_depend_on_nothing_but_images_and_settings(tmp_path):
         prepare_data("folder:pets", out, packing, data_dir=tmp_path, num_threads=num_threads)
         assert contents(tmp_path / str(number)) == contents(tmp_path / "0")
     for shard in read_index(tmp_path / "0" / MANIFEST).splits["train"]:
-        assert shard.sha256 == digest(tmp_path / "0" / shard.file)
+        assert shard.sha256 == file_sha256(tmp_path / "0" / shard.file)
 
 
 def test_shards_can_be_packed_again_without_loss(tmp_path):
@@ -150,7 +151,7 @@ def test_shards_can_be_packed_again_without_loss(tmp_path):
     prepare_data("folder:pets", tmp_path / "one", data_dir=tmp_path)
     prepare_data("array_record:one", tmp_path / "two", data_dir=tmp_path)
     for path in (tmp_path / "one").glob("*.array_record"):
-        assert digest(path) == digest(tmp_path / "two" / path.name)
+        assert file_sha256(path) == file_sha256(tmp_path / "two" / path.name)
 
 
 def test_the_folder_to_test_on_is_said_and_chosen(tmp_path, capsys):

@@ -31,9 +31,9 @@ from resnet_jax.training.setup import (
     make_setup,
     make_train_step,
     microbatch_unit,
-    open_sources,
     step_key,
 )
+from resnet_jax.training.sources import open_sources
 
 spec = importlib.util.spec_from_file_location("topology", ROOT / "experiments" / "benchmarks" / "topology.py")
 topology = importlib.util.module_from_spec(spec)

@@ -6,7 +6,8 @@ import pytest
 from resnet_jax.input_pipeline.device_input import open_device_split, training_batches
 from resnet_jax.training import aot
 from resnet_jax.training.aot import compile_once, step_bytes
-from resnet_jax.training.setup import init_train_state, make_setup, open_sources, step_key
+from resnet_jax.training.setup import init_train_state, make_setup, step_key
+from resnet_jax.training.sources import open_sources
 
 
 @pytest.fixture

@@ -21,13 +21,8 @@ from resnet_jax.inference.load_run import load_run
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.run_dir.files import read_metrics
 from resnet_jax.training import loop as loop_module
-from resnet_jax.training.setup import (
-    abstract_train_state,
-    init_train_state,
-    make_setup,
-    open_sources,
-    random_keys,
-)
+from resnet_jax.training.setup import abstract_train_state, init_train_state, make_setup, random_keys
+from resnet_jax.training.sources import open_sources
 
 
 def quiet_result(*args, **options):

@@ -115,7 +115,7 @@ def test_a_network_of_your_own_is_trained_evaluated_and_predicts(recipe, tmp_pat
     result, said = quietly(recipe, run, model=Linear())
     assert said.startswith("training: Linear on ")
     assert set(result.state.params) == {"Dense_0"}
-    assert read_runs([run])[0].recipe.model.name == "a model given as a value"
+    assert read_runs([run])[0].network == "a model given as a value"
     parts = Parts(model=Linear())
     assert evaluate(run, parts=parts, devices=1).values["count"] == 10
     Image.new("L", (8, 8)).save(tmp_path / "image.png")

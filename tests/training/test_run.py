@@ -16,7 +16,7 @@ from resnet_jax.training import aot
 from resnet_jax.training import run as run_module
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.run import ema_notes, train
-from resnet_jax.training.setup import open_sources
+from resnet_jax.training.sources import open_sources
 
 ONE = RunOptions(devices=1)
 

@@ -28,14 +28,8 @@ from resnet_jax.training import stacked as stacked_module
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.seed_layout import device_slices, possible_layouts
 from resnet_jax.training.seeds import train_each_seed, train_seeds
-from resnet_jax.training.setup import (
-    abstract_train_state,
-    init_train_state,
-    make_setup,
-    make_train_step,
-    open_sources,
-    step_key,
-)
+from resnet_jax.training.setup import abstract_train_state, init_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.sources import open_sources
 from resnet_jax.training.stacked import make_stacked_step, seed_of, seeds_that_fit, stack_trees
 
 LAYOUTS = {"sequential": 1, "devices": 3, "vmap": 1}  # on that many devices

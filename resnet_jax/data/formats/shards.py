@@ -12,7 +12,6 @@ Kind 0 is an image file, such as a JPEG, to be decoded to that number of channel
 pixels of 8 bits each, in the order (height, width, channels). ArrayRecord itself adds a checksum to each record.
 """
 
-import hashlib
 import json
 import os
 import struct
@@ -157,12 +156,6 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_index(path: Path, manifest: ShardIndex) -> None:

@@ -18,7 +18,8 @@ from resnet_jax.input_pipeline.sampler import Batch, batch_indices
 from resnet_jax.parallel.sharding import batch_sharding
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.runtime.compiler_options import compiler_options
-from resnet_jax.training.setup import make_setup, open_sources, train_size_at
+from resnet_jax.training.setup import make_setup, train_size_at
+from resnet_jax.training.sources import open_sources
 
 
 class Speed(NamedTuple):

@@ -24,15 +24,8 @@ from resnet_jax.tools.bench.compile import cold_and_warm
 from resnet_jax.tools.bench.device import memory_of, peak_bytes, peak_of, process_bytes
 from resnet_jax.training.aot import compile_within
 from resnet_jax.training.evaluate import make_eval_step
-from resnet_jax.training.setup import (
-    Sources,
-    TrainSetup,
-    init_train_state,
-    make_setup,
-    open_sources,
-    step_key,
-    train_size_at,
-)
+from resnet_jax.training.setup import TrainSetup, init_train_state, make_setup, step_key, train_size_at
+from resnet_jax.training.sources import Sources, open_sources
 from resnet_jax.weights.load import create_model
 
 What = Literal["train", "eval"]

@@ -1,0 +1,29 @@
+"""Restore the state of a run from its checkpoints, none of which may be that of another run."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from resnet_jax.checkpoint.checkpoint import Log, restore
+from resnet_jax.errors import InputError
+from resnet_jax.run_dir.files import foreign_reason
+from resnet_jax.runtime.terminal import log_to_stderr
+from resnet_jax.training.setup import TrainSetup, abstract_train_state
+from resnet_jax.training.state import TrainState
+
+
+def restore_run(
+    setup: TrainSetup, run: Path, *, best: bool = False, quarantine: bool = False, log: Log = log_to_stderr
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """Return the newest (or best) state of a run and its progress, or None if there is no checkpoint, as `restore`."""
+    foreign = partial(foreign_reason, recipe=setup.recipe, dataset=setup.dataset)
+    abstract = abstract_train_state(setup)
+    return restore(run / "checkpoints", abstract, quarantine=quarantine, best=best, foreign=foreign, log=log)
+
+
+def restored_state(setup: TrainSetup, run: Path, *, best: bool = False, log: Log = log_to_stderr) -> TrainState:
+    """Return the newest (or best) state of a run; raise InputError if there is no checkpoint."""
+    restored = restore_run(setup, run, best=best, log=log)
+    if restored is None:
+        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` makes one")
+    return restored[0]
