@@ -5,7 +5,7 @@ Randomness is a function of (seed, step, example): the key of a step is folded w
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,8 @@ def make_preprocess(
         transform: of your own, applied to each uint8 image and its target after the recipe's augmentation.
     """
     a, data = recipe.augment, recipe.data
-    transforms, erasers = _transforms(a, image_size, transform), _erasers(a)
+    moves, erasers = _moves(a, image_size), _erasers(a)
+    own_number = 2 + len(_image_ops(a, image_size))
 
     def preprocess(key: Array, step: Array, batch: Batch) -> Batch:
         step_key, rows = jax.random.fold_in(key, step), jnp.asarray(batch.rows)
@@ -73,8 +74,14 @@ def make_preprocess(
             turn, when = jax.vmap(partial(alternating_flip, key)), (jnp.asarray(batch.indices), seen)
             images, targets = turn(images, *when), turn(targets, *when) if jnp.ndim(targets) > 2 else targets
         keys = jax.vmap(partial(jax.random.fold_in, step_key))(rows)
-        for apply in transforms:
-            images, targets = jax.vmap(apply)(keys, images, targets)
+        for key_of, image_op, target_op in moves:
+            own = jax.vmap(key_of)(keys)
+            images = jax.vmap(image_op)(own, images)
+            if target_op is not None and jnp.ndim(targets) > 2:
+                targets = jax.vmap(partial(_on_target, target_op))(own, targets)
+        if transform is not None:
+            own = jax.vmap(partial(jax.random.fold_in, data=own_number))(keys)
+            images, targets = jax.vmap(transform)(own, images, targets)
         images = normalize(images, data.mean, data.std)
         for number, eraser in enumerate(erasers):
             images = map_images(jax.random.fold_in(step_key, _ERASE - number), images, eraser, rows)
@@ -85,32 +92,32 @@ def make_preprocess(
     return preprocess
 
 
-def _transforms(a: Augment, image_size: int | None, own: Transform | None) -> list[Transform]:
-    """Return the augmentations of uint8 images in order, each with its own key."""
-    transforms: list[Transform] = []
+class _Move(NamedTuple):
+    """An augmentation of uint8 images, and what it does to targets (h, w) or (h, w, c); others stay."""
+
+    key_of: Callable[[Array], Array]
+    """Key of an example to that of the augmentation."""
+    image_op: ImageOp
+    target_op: ImageOp | None
+
+
+def _moves(a: Augment, image_size: int | None) -> list[_Move]:
+    """Return the augmentations of uint8 images in order."""
+    moves: list[_Move] = []
     if a.crop_padding:
         op = partial(pad_crop, pad=a.crop_padding, mode=a.pad_mode)
-        transforms.append(lambda key, *both: _on_both(op, op, jax.random.split(key)[0], *both))
+        moves.append(_Move(lambda key: jax.random.split(key)[0], op, op))
     if a.hflip:
-        transforms.append(lambda key, *both: _on_both(flip, flip, jax.random.split(key)[1], *both))
+        moves.append(_Move(lambda key: jax.random.split(key)[1], flip, flip))
     # Numbers 0 and 1 belong to the two keys of the split
-    for number, ops in enumerate(_image_ops(a, image_size), 2):
-        transforms.append(partial(_numbered, partial(_on_both, *ops), number))
-    if own is not None:
-        transforms.append(partial(_numbered, own, 2 + len(_image_ops(a, image_size))))
-    return transforms
+    numbered = enumerate(_image_ops(a, image_size), 2)
+    return [*moves, *(_Move(partial(jax.random.fold_in, data=number), *ops) for number, ops in numbered)]
 
 
-def _numbered(apply: Transform, number: int, key: Array, image: Array, target: Any) -> tuple[Array, Any]:
-    return apply(jax.random.fold_in(key, number), image, target)
-
-
-def _on_both(image_op: ImageOp, target_op: ImageOp | None, key: Array, image: Array, target: Any) -> tuple[Array, Any]:
-    """Apply operations to an image and to a target (h, w) or (h, w, c); other targets stay."""
-    if target_op is None or jnp.ndim(target) < 2:
-        return image_op(key, image), target
-    moved = target_op(key, target.reshape(*target.shape[:2], -1))
-    return image_op(key, image), moved.reshape(*moved.shape[:2], *target.shape[2:])
+def _on_target(op: ImageOp, key: Array, target: Array) -> Array:
+    """Apply an operation on (h, w, c) to a target (h, w) or (h, w, ...)."""
+    moved = op(key, target.reshape(*target.shape[:2], -1))
+    return moved.reshape(*moved.shape[:2], *target.shape[2:])
 
 
 def require_movable_target(a: Augment, image: np.ndarray, target: Any) -> None:

@@ -26,7 +26,7 @@ from resnet_jax.input_pipeline.preprocess import original_crop
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Augment, Data, Recipe
 from resnet_jax.training.progress import corrupt_log
-from resnet_jax.training.setup import open_sources
+from resnet_jax.training.sources import open_sources
 
 IMAGES = np.arange(21 * 4, dtype=np.uint8).reshape(21, 2, 2, 1)
 SOURCE = from_arrays(IMAGES, np.arange(21) % 3, ("a", "b", "c"))

@@ -17,7 +17,8 @@ from resnet_jax.input_pipeline.preprocess import make_preprocess, require_movabl
 from resnet_jax.input_pipeline.sampler import Batch
 from resnet_jax.recipe import Augment, Data, Recipe, check
 from resnet_jax.tasks.classification import classification
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, open_sources, step_key
+from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.sources import open_sources
 
 IMAGES = jax.random.randint(jax.random.key(0), (8, 10, 12, 3), 0, 256).astype(jnp.uint8)
 KEY = jax.random.key(1)
