@@ -64,7 +64,7 @@ def make_page(contents: Contents) -> bytes:
 def title_of(variants: Sequence[RecipeGroup]) -> str:
     """Return the title: networks and data sets."""
     recipes = [variant.runs[0].recipe for variant in variants]
-    models = list(dict.fromkeys(recipe.model.name for recipe in recipes))
+    models = list(dict.fromkeys(variant.runs[0].network for variant in variants))
     data = list(dict.fromkeys(recipe.data.name for recipe in recipes))
     more = f" and {len(models) - 3} more" if len(models) > 3 else ""
     return f"{', '.join(models[:3])}{more} on {', '.join(data)}"

@@ -16,7 +16,7 @@ from resnet_jax.run_dir.environment import read_environments
 from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info, read_given, read_metrics, read_recipe
 from resnet_jax.tasks.make import make_task
 from resnet_jax.tasks.task import Task
-from resnet_jax.training.setup import eval_split
+from resnet_jax.training.sources import eval_split
 
 # Maximum number of fields in the label of a group
 _LABELLED = 3
@@ -31,6 +31,12 @@ class Run(NamedTuple):
     dataset: DatasetInfo
     rows: tuple[dict[str, Any], ...]  # from metrics.jsonl
     starts: tuple[dict[str, Any], ...]  # from environment.json, oldest first
+    given: tuple[str, ...] = ()  # parts that were given as values instead of being named in the recipe
+
+    @property
+    def network(self) -> str:
+        """The name of the network."""
+        return "a model given as a value" if "model" in self.given else self.recipe.model.name
 
     @property
     def split(self) -> str:
@@ -78,8 +84,6 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
 
 def _read_run(path: Path, name: str) -> Run:
     recipe, dataset = read_recipe(path), read_dataset_info(path)
-    if "model" in read_given(path):
-        recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, name="a model given as a value"))
     lines, starts = read_metrics(path), read_environments(path)
     split = eval_split(recipe)
     needed = ("epoch", "lr", f"{split}/loss", "images_per_second", "data_wait_fraction", "train_seconds")
@@ -87,7 +91,8 @@ def _read_run(path: Path, name: str) -> Run:
         for field in ("step", *needed):
             if not isinstance(line.get(field), int | float):
                 raise InputError(f"{path / 'metrics.jsonl'}: line {number} has no number {field}; remove that line")
-    return Run(path, name, recipe, dataset, tuple(lines), tuple(s for s in starts if isinstance(s, dict)))
+    starts = [start for start in starts if isinstance(start, dict)]
+    return Run(path, name, recipe, dataset, tuple(lines), tuple(starts), read_given(path))
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -105,7 +110,8 @@ def group_runs(runs: Sequence[Run]) -> list[RecipeGroup]:
     found: dict[Any, list[Run]] = {}
     for run in runs:
         data = run.dataset
-        key = dataclasses.replace(run.recipe, seed=0), data.classes, data.image_shape, data.train_size
+        recipe = dataclasses.replace(run.recipe, seed=0)
+        key = recipe, run.given, data.classes, data.image_shape, data.train_size
         found.setdefault(key, []).append(run)
     ordered = [tuple(sorted(some, key=lambda run: run.recipe.seed)) for some in found.values()]
     return [
@@ -118,6 +124,8 @@ def recipe_fields(run: Run) -> dict[str, Any]:
     fields = dict(fields_of(run.recipe))
     del fields["seed"]
     return fields | {
+        "model.name": run.network,
+        "given as values": run.given,
         "classes": len(run.dataset.classes),
         "image": " x ".join(map(str, run.dataset.image_shape)),
         "training images": run.dataset.train_size,
@@ -154,7 +162,7 @@ def _labels(runs: Sequence[Run]) -> list[str]:
         own = [name for name in names if one[name] != usual[name] or name == "model.name"]
         words = [_short(name, one[name]) for name in (own or names[:1])]
         labels.append(", ".join([*words[:_LABELLED], *(["..."] if len(words) > _LABELLED else [])]))
-    return _unlike([label or run.recipe.model.name for label, run in zip(labels, runs, strict=True)])
+    return _unlike([label or run.network for label, run in zip(labels, runs, strict=True)])
 
 
 def _unlike(labels: Sequence[str]) -> list[str]:
