@@ -5,9 +5,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast, get_origin
 
 import tyro
 
@@ -30,62 +30,43 @@ _DIGITS = 20
 _registry = tyro.constructors.ConstructorRegistry()
 
 
-@_registry.primitive_rule
-def _network_fields(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """Read `--model.fields` as one word of JSON."""
-    if info.type != NetworkFields:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="JSON",
-        instance_from_str=_read_fields,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda fields: [json.dumps(dict(fields))],
-    )
+def _read_as(kind: Any, metavar: str, read: Callable[[str], Any], write: Callable[[Any], str] = str) -> None:
+    """Read flags of a type by a function of one word, whose ValueError is the message."""
+
+    def rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
+        if info.type != kind:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=metavar,
+            instance_from_str=lambda words: read(words[0]),
+            is_instance=lambda value: type(value) is not bool and isinstance(value, get_origin(kind) or kind),
+            str_from_instance=lambda value: [write(value)],
+        )
+
+    _registry.primitive_rule(rule)
 
 
-@_registry.primitive_rule
-def _path(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """Read paths, with `~` as the home directory: in --out=~/runs the shell leaves it."""
-    if info.type is not Path:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda words: Path(os.path.expanduser(words[0])),
-        is_instance=lambda value: isinstance(value, Path),
-        str_from_instance=lambda value: [str(value)],
-    )
+def _read_integer(word: str) -> int:
+    if len(word) > _DIGITS:
+        raise ValueError(f"a number of {len(word):,} digits is too large")
+    return int(word)
 
 
-@_registry.primitive_rule
-def _integer(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    """Read integers of 64 bits, which is more than any option can use."""
-    if info.type is not int:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=_read_integer,
-        is_instance=lambda value: type(value) is int,
-        str_from_instance=lambda value: [str(value)],
-    )
-
-
-def _read_integer(words: list[str]) -> int:
-    if len(words[0]) > _DIGITS:
-        raise ValueError(f"a number of {len(words[0]):,} digits is too large")
-    return int(words[0])
-
-
-def _read_fields(words: list[str]) -> NetworkFields:
+def _read_fields(word: str) -> NetworkFields:
     try:
-        fields = parse_json(words[0])
+        fields = parse_json(word)
     except ValueError as error:
         raise ValueError(f'{error}; write {{"width": 32}}') from error
     if not isinstance(fields, dict):
         raise ValueError('not an object; write {"width": 32}')
     return tuple(fields.items())
+
+
+_read_as(NetworkFields, "JSON", _read_fields, lambda fields: json.dumps(dict(fields)))
+_read_as(int, "INT", _read_integer)
+# In --out=~/runs the shell leaves the ~
+_read_as(Path, "PATH", lambda word: Path(os.path.expanduser(word)))
 
 
 def parse(kind: type[Kind], words: list[str], *, prog: str, description: str, default: Kind | None = None) -> Kind:

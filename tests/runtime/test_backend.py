@@ -14,7 +14,7 @@ from resnet_jax.runtime.backend import backend_error
 @pytest.mark.parametrize(
     ("platform", "message"),
     [
-        ("cuda", "no backend cuda: no such device is visible; installed: cpu; pip install 'resnet-jax[cuda12]' or"),
+        ("cuda", "no backend cuda: no such device is visible; installed: cpu; pip install 'jax[cuda12]' or"),
         ("nonsense", "no backend nonsense: Unable to initialize backend 'nonsense': "),
         ("tpu", "no backend tpu: Unable to initialize backend 'tpu': "),
     ],
