@@ -110,7 +110,10 @@ def _message(box: str) -> str:
     lines = [line.strip("│ \n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     paragraphs = re.split(r"\n[─-]{8,}\n", "\n".join(lines))
     text = paragraphs[0 if "╭" in box or len(paragraphs) == 1 else 1]
-    return re.sub(r"\s+", " ", text).strip().rstrip(".") or "these words do not fit"
+    line = re.sub(r"\s+", " ", text).strip().rstrip(".")
+    # Of an optional value, what is wrong with the value and not that it is not None
+    line = re.sub(r"no type matching .* Got errors: .*- <class '\w+'>: ", "", line)
+    return line or "these words do not fit"
 
 
 def _what(word: str, value: Any) -> str:

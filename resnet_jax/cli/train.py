@@ -119,7 +119,7 @@ def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, RunOpt
         type[tuple[Recipe, TrainOptions, RunFlags, HostOptions]],
         tuple[Unnamed[Recipe], Unnamed[TrainOptions], Unnamed[RunFlags], Unnamed[HostOptions]],
     )
-    default = (base, TrainOptions(), RunFlags(), HostOptions())
+    default = (base, TrainOptions(), _flags_of(path), HostOptions())
     recipe, train_options, flags, hosts = parse(
         kind, rest, prog="resnet-jax train", description=train.__doc__ or "", default=default
     )
@@ -132,6 +132,16 @@ def _parsed(words: list[str]) -> tuple[Path | None, Recipe, TrainOptions, RunOpt
     if train_options.on_corrupt_image == "fail":
         options = replace(options, max_corrupt_fraction=0.0)
     return path, rescale_times(recipe, base, rest), train_options, options, hosts
+
+
+def _flags_of(path: Path | None) -> RunFlags:
+    """Return the options that a run was started with, and where its data were; the defaults if it is no run."""
+    if path is None or not path.is_dir():
+        return RunFlags()
+    from resnet_jax.run_dir.files import read_dataset_info, read_options
+
+    found = Path(read_dataset_info(path).data_dir) if (path / "dataset.json").is_file() else None
+    return RunFlags(**read_options(path), data_dir=found if found and found.is_dir() else None)
 
 
 def _report(result: "TrainResult", recipe: Recipe, options: RunOptions, out: Path) -> None:

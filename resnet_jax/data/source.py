@@ -184,7 +184,7 @@ def probe_indices(size: int) -> np.ndarray:
 
 
 def as_target(target: Any) -> np.ndarray:
-    """Return a target as it goes to the devices: floats as float32, integers as int32, a mask of uint8 as it is."""
+    """Return a target for the devices: floats as float32, integers as int32, and masks of uint8 unchanged."""
     values = np.asarray(target)
     if values.ndim and values.dtype == np.uint8:
         return values

@@ -45,7 +45,7 @@ def same_on_hosts() -> Iterator[dict[str, Any]]:
     The block may fill the yielded table with JSON values, which must be the same on all hosts.
 
     Raises:
-        InputError: The block failed on another host, or a value differs. An error of this host is raised as it is.
+        InputError: The block failed on another host, or a value differs. An error of this host is raised unchanged.
     """
     values: dict[str, Any] = {}
     failure: Exception | None = None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from resnet_jax.runtime.checksum import add_checksum, file_sha256, remove_checks
 from resnet_jax.runtime.safe_files import append, read_regular, write_atomic
 from resnet_jax.runtime.strict_json import parse_json
 
+# Options that decide which rows and checkpoints a run has: `resnet-jax train RUN` takes them again
+_RESUMED = ("metrics", "eval_every", "checkpoint_every", "keep_checkpoints")
 # An interrupted start may leave these in a directory without recipe.json
 _OWN = ("recipe.json.tmp", "lock")
 
@@ -113,6 +116,21 @@ def require_given(run: Path, given: tuple[str, ...], needed: Sequence[str] | Non
         raise InputError(f"{run}: was trained {how} its {name} given as a value; {hint}")
 
 
+def read_options(run: Path) -> dict[str, Any]:
+    """Return the options that a run is resumed with; empty if none are recorded. Raise InputError if damaged."""
+    path = run / "options.json"
+    if not path.is_file():
+        return {}
+    try:
+        found = remove_checksum(parse_json(read_regular(path)))
+        options = {name: found[name] for name in _RESUMED if name in found}
+        if any(value is not None and type(value) is not int for name, value in options.items() if name != "metrics"):
+            raise ValueError("not a number")
+        return options | {"metrics": tuple(map(str, options.get("metrics", ())))}
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged; delete it, and give options such as --eval-every again") from error
+
+
 def _require_same_data(out: Path, old: DatasetInfo, new: DatasetInfo) -> None:
     for name in ("classes", "image_shape", "train_size"):
         before, now = getattr(old, name), getattr(new, name)
@@ -146,6 +164,7 @@ def init_run_dir(
     dataset: DatasetInfo,
     given: tuple[str, ...] = (),
     pretrained: Path | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Write the run directory of a recipe, and append this start to environment.json.
 
@@ -155,6 +174,7 @@ def init_run_dir(
         dataset: goes to dataset.json.
         given: names of the parts that are given as values.
         pretrained: weights file that the run starts from; its SHA-256 is recorded, since the file may change.
+        options: of the run; those that it is resumed with go to options.json.
 
     Raises:
         InputError: The directory holds something else or cannot be written.
@@ -168,6 +188,8 @@ def init_run_dir(
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(out / "recipe.json", to_json(recipe))
         write_atomic(out / "dataset.json", json.dumps(add_checksum(dataclasses.asdict(dataset)), indent=2) + "\n")
+        resumed = {name: options[name] for name in _RESUMED if name in options}
+        write_atomic(out / "options.json", json.dumps(add_checksum(json.loads(json.dumps(resumed)))) + "\n")
         if given:
             write_atomic(out / "given.json", json.dumps(list(given)) + "\n")
         write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")
@@ -210,7 +232,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def restore_metrics(run: Path, rows: Sequence[Mapping[str, Any]], log: Callable[[str], None]) -> None:
     """Make metrics.jsonl the rows of a checkpoint, on the first host; a resumed run writes the rows after them again.
 
-    If the file does not begin with these rows, it is kept under another name, and `log` is told.
+    If the file does not begin with these rows, it is kept under another name, which is logged.
     """
     if jax.process_index() != 0:
         return

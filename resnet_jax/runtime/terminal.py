@@ -35,7 +35,7 @@ def printable(text: str, encoding: str = "utf-8") -> str:
 
 
 class Terminal(Console):
-    """Console that prints text as it is, without markup or emoji codes, and never a control character of it."""
+    """Console without markup and emoji codes, which prints control characters as escapes."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **options})

@@ -127,7 +127,7 @@ def train(
         train_step = compile_once(setup, accum_steps, say)
         splits = open_while_compiling(run, sources, options, corrupt, train_step)
         programs = make_programs(setup, *splits, train_step)
-        write_start(run)
+        write_start(run, options)
         with watchdog(options.watchdog_seconds) as kick, progress(console) as add_bar:
             last = min(setup.steps, options.stop_at or setup.steps)
             bar = add_bar(f"{out.name} step", recipe.batch_size, run.step, last)
@@ -181,12 +181,13 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     return RunState(setup, out, state, step, totals, timer, saved["rows"], log, unevaluated=unevaluated)
 
 
-def write_start(run: RunState) -> None:
+def write_start(run: RunState, options: RunOptions) -> None:
     """Write the run directory, which no refusal leaves behind: nothing is refused after this."""
     setup = run.setup
     with same_on_hosts():
         if is_primary_host():
-            init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, run.pretrained and run.pretrained.file)
+            file = run.pretrained and run.pretrained.file
+            init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, file, vars(options))
         # Rows of an interrupted start without a checkpoint
         if run.step == 0:
             restore_metrics(run.out, [], run.log)

@@ -231,7 +231,7 @@ def _train_group(
     for run in runs.values():
         programs_on(shared, run.setup.mesh)
     for run in runs.values():
-        write_start(run)
+        write_start(run, shared.options)
     most = shared.options.max_corrupt_fraction * shared.sources.dataset.train_size
     log_corrupt = corrupt_log(shared.corrupt, most, shared.log)
     ticks = {seed: all_of(kick, log_corrupt, _bar(shared, run, add_bar)) for seed, run in runs.items()}

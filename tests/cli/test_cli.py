@@ -25,7 +25,7 @@ from resnet_jax.models.shortcuts import NoShortcut
 from resnet_jax.models.summary import model_cost
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Data, Model, Optimizer, Recipe, Schedule, to_json
-from resnet_jax.run_dir.files import read_metrics, read_recipe
+from resnet_jax.run_dir.files import read_metrics, read_options, read_recipe
 
 CLOCKS = {"train_seconds", "images_per_second", "data_wait_fraction"}
 
@@ -161,6 +161,8 @@ def test_epochs_replace_steps_and_steps_replace_epochs(tiny, tmp_path, monkeypat
         (["summary", "resnet50", "--classes", "-1"], "--classes is -1; it must be 0 to 1,073,741,824"),
         (["train", "--steps", "9" * 400], "Error parsing --steps: "),
         (["train", "--batch-size", "9" * 5000], "--batch-size: a number of 5,000 digits is too large; see resnet-jax"),
+        (["train", "--steps", "9" * 400], "--steps: a number of 400 digits is too large; see resnet-jax train --help"),
+        (["train", "--steps", "many"], "--steps: invalid literal for int() with base 10: 'many'; see resnet-jax"),
         (["train", "--seeds", "0:999999999999"], "--seeds is '0:999999999999'; give START:STOP"),
         (["summary", "resnet20", "--size", "9" * 19], "--size is 9999999999999999999; it must be 1 to 65,536"),
         (["list", "--foo", "3"], "unknown field '--foo'"),
@@ -407,3 +409,24 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setitem(COMMANDS, "list", (command, ""))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["list"])
+
+
+def test_a_run_is_resumed_with_its_options_and_finds_its_data(tiny, tmp_path, monkeypatch):
+    opened, source = [], DATASETS["tiny"]
+    monkeypatch.setitem(DATASETS, "tiny", lambda split, folder: opened.append(folder) or source(split, folder))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "tiny.json").write_text(to_json(tiny))
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "tiny.json", "--data-dir", "data", "--eval-every", "5", "--metrics", "top5", "--devices", "1"]
+    assert main([*words, "--stop-at", "6", "--out", "run"]) == 0
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    opened.clear()
+    assert main(["train", "../run", "--devices", "1"]) == 0
+    assert {Path(folder).resolve() for folder in opened} == {tmp_path / "data"}
+    rows = read_metrics(tmp_path / "run")
+    assert [row["step"] for row in rows] == [5, 10, 12]
+    assert all("test/top5" in row for row in rows)
+    (tmp_path / "run" / "options.json").write_text('{"eval_every": "often"}')
+    with pytest.raises(InputError, match=r"options\.json: damaged; delete it"):
+        read_options(tmp_path / "run")

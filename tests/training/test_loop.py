@@ -249,3 +249,11 @@ def test_names_that_the_checkpoint_writer_cannot_handle_are_refused(tiny, tmp_pa
     with pytest.raises(InputError, match=r"run\[1\]: the checkpoint writer cannot handle"):
         quiet_result(tiny, tmp_path / "run[1]")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_checkpoint_a_run_starts_again_with_no_rows(tiny, tmp_path):
+    quietly(tiny, tmp_path / "run")
+    rows = curve(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    quietly(tiny, tmp_path / "run")
+    assert curve(tmp_path / "run") == rows
