@@ -69,7 +69,7 @@ def _unheard(model: ResNet, entry: Entry | None) -> list[str]:
         return []
     what = [f"{name} {value!r}" for name, value in entry.fields if getattr(model, name) is not PARTS[name][value]]
     what += [entry.refused] if entry.refused else []
-    return [f"{entry.source}: config.json says {listed(what)}, which this network has not"] if what else []
+    return [f"{entry.source}: config.json says {listed(what)}, which this network does not have"] if what else []
 
 
 def match_tensors(model: ResNet, found: TensorFile, *, cast: bool = False) -> Loaded:

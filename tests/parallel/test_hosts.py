@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import InputError
+from resnet_jax.parallel import multihost
 from resnet_jax.parallel.hosts import HostOptions, in_cluster, require_hosts
 from resnet_jax.parallel.multihost import gather_from_hosts, require_same, same_on_hosts
 from resnet_jax.run_dir.files import read_metrics
@@ -130,6 +131,12 @@ def test_alone_a_process_keeps_its_errors():
     with pytest.raises(OSError, match="no disk"), same_on_hosts():
         raise OSError("no disk")
     assert gather_from_hosts("é") == ["é"]
+
+
+def test_what_fails_on_another_process_is_said_here(monkeypatch):
+    monkeypatch.setattr(multihost, "gather_from_hosts", lambda text: [text, '["no such folder", {}]'])
+    with pytest.raises(InputError, match="^process 1: no such folder$"), same_on_hosts():
+        pass
 
 
 @pytest.mark.parametrize(

@@ -250,7 +250,7 @@ CONFIG = {
 def test_a_config_beside_the_weights_changes_the_network_or_is_a_note(tmp_path, caplog):
     write_tensors(tmp_path / "model.safetensors", changed())
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
-    refused = f"{tmp_path}: config.json says {{}}crop_mode 'squash', which this network has not"
+    refused = f"{tmp_path}: config.json says {{}}crop_mode 'squash', which this network does not have"
     assert load(SMALL, str(tmp_path)).notes == (refused.format("pool 'max' and "),)
     with caplog.at_level(logging.WARNING):
         model, _ = create_model("resnet20", **FIELDS, pretrained=str(tmp_path))
