@@ -189,7 +189,7 @@ def init_run_dir(
         write_atomic(out / "recipe.json", to_json(recipe))
         write_atomic(out / "dataset.json", json.dumps(add_checksum(dataclasses.asdict(dataset)), indent=2) + "\n")
         resumed = {name: options[name] for name in _RESUMED if name in options}
-        write_atomic(out / "options.json", json.dumps(add_checksum(json.loads(json.dumps(resumed)))) + "\n")
+        write_atomic(out / "options.json", json.dumps(add_checksum(resumed)) + "\n")
         if given:
             write_atomic(out / "given.json", json.dumps(list(given)) + "\n")
         write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")

@@ -44,6 +44,7 @@ def test_a_run_learns_and_leaves_its_traces(tiny, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "recipe.json",
         "dataset.json",
+        "options.json",
         "environment.json",
         "metrics.jsonl",
         "checkpoints",
