@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from resnet_jax.data.convert_arrays import to_array
 from resnet_jax.data.source import Source, from_arrays, require_labels, require_outputs, size_text
 from resnet_jax.errors import InputError
 
@@ -32,7 +33,7 @@ def sources_from_arrays(
     (x, y), (u, v) = _arrays("train", *train, spatial), _arrays("test", *test, spatial)
     if x.shape[1:] != u.shape[1:]:
         sizes = f"train images are {size_text(x.shape[1:])}, test images {size_text(u.shape[1:])}"
-        raise InputError(f"{sizes}; bring them to one size")
+        raise InputError(f"{sizes}; resize them to one size")
     if y.ndim != v.ndim:
         raise _unlike(*(("train", train[1], "test") if y.ndim == 2 else ("test", test[1], "train")))
     count = 1 + int(max(y.max(), v.max())) if y.ndim == 1 else y.shape[1]
@@ -47,7 +48,7 @@ def sources_from_arrays(
 
 def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> tuple[np.ndarray, np.ndarray]:
     """Return images (n, spatial..., c), and labels: integers (n,) or float32 (n, k)."""
-    x, y = _as_array(f"{split} images", images), _as_array(f"{split} labels", labels)
+    x, y = to_array(f"{split} images", images), to_array(f"{split} labels", labels)
     if x.dtype != np.uint8:
         advice = "give uint8 pixels of 0 to 255 and leave scaling to data.mean and data.std"
         raise InputError(f"{split} images are {x.dtype}; {advice}")
@@ -55,32 +56,24 @@ def _arrays(split: str, images: ArrayLike, labels: ArrayLike, spatial: int) -> t
         axes = f"(n, {', '.join(_AXES[spatial])}"
         raise InputError(f"{split} images have shape {x.shape}; give {axes}) or {axes}, c), none of them 0")
     if x.ndim == spatial + 2:
-        _require_channels_last(split, x.shape)
+        require_channels_last(f"{split} images have shape {x.shape}", x.shape, batch_axes=1)
     if y.dtype.kind not in "iufb":
-        raise InputError(f"{split} labels are {y.dtype}; give integers from 0, one an image, or numbers (n, k)")
+        raise InputError(f"{split} labels are {y.dtype}; give integers from 0, one per image, or numbers (n, k)")
     if y.ndim not in (1, 2) or len(y) != len(x) or 0 in y.shape:
-        advice = f"give ({len(x)},), one an image, or ({len(x)}, k)"
+        advice = f"give ({len(x)},), one per image, or ({len(x)}, k)"
         raise InputError(f"{split} labels have shape {y.shape} for {len(x):,} images; {advice}")
     one = y.shape[1:] in ((), (1,))
     y = y.reshape(-1) if one and y.dtype.kind in "iu" else y.reshape(len(y), -1).astype(np.float32)
     return x if x.ndim == spatial + 2 else x[..., None], y
 
 
-def _as_array(what: str, values: ArrayLike) -> np.ndarray:
-    try:
-        return np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"{what} differ in length or size; give one array, with the same shape for each") from error
-
-
-def _require_channels_last(split: str, shape: tuple[int, ...]) -> None:
+def require_channels_last(what: str, shape: tuple[int, ...], *, batch_axes: int = 0) -> None:
     """Raise InputError if only an axis before the last one can be that of channels, of which there are up to 4."""
-    small = [axis for axis in range(1, len(shape)) if shape[axis] <= 4]
+    small = [axis for axis in range(batch_axes, len(shape)) if shape[axis] <= 4]
     if len(small) == 1 and small[0] < len(shape) - 1:
         axis = small[0]
         raise InputError(
-            f"{split} images have shape {shape}, with {shape[axis]} channels on axis {axis}; move them to the end:"
-            f" np.moveaxis(images, {axis}, -1)"
+            f"{what}, with {shape[axis]} channels on axis {axis}; move them to the end: np.moveaxis(images, {axis}, -1)"
         )
 
 
@@ -100,5 +93,5 @@ def _unlike(split: str, outputs: ArrayLike, other: str) -> InputError:
     labels = np.asarray(outputs)
     what = f"are {labels.dtype}; give integers from 0"
     if labels.dtype.kind != "f":
-        what = f"have shape {labels.shape} for {len(labels):,} images; give one class an image"
+        what = f"have shape {labels.shape} for {len(labels):,} images; give one class per image"
     return InputError(f"{split} labels {what}, as the {other} labels are, or numbers (n, k) for both")

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from resnet_jax.errors import InputError, first_line
 
@@ -34,26 +34,46 @@ _TURNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Preprocessing of an image: resize the shorter side, crop the centre, normalise.
+    """Preprocessing of an image: resize it, crop or pad around the centre, normalise.
 
     None means that a field is not known: the image is then not resized, not cropped, or not normalised.
     """
 
-    image_size: int | None = None
-    """Height and width in pixels."""
+    image_size: int | tuple[int, int] | None = None
+    """Height and width in pixels: one number, or both."""
     crop_pct: float | None = None
     """Fraction of the resized shorter side that the centre crop keeps, 0 to 1."""
+    crop_mode: Literal["center", "border"] | None = None
+    """center: resize to cover the size and crop the centre. border: fit inside and pad with the mean, as timm does."""
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """Interpolation of the resize, antialiased."""
     mean: tuple[float, ...] | None = None
     """Mean of the pixels, scaled to 0 to 1; one number, or one per channel."""
     std: tuple[float, ...] | None = None
     """Standard deviation of the pixels, scaled to 0 to 1; one number, or one per channel."""
+    sample_rate: int | None = None
+    """Sound: samples per second to which it is resampled."""
+    seconds: float | None = None
+    """Sound: length to which it is cut or padded."""
+    frames: int | None = None
+    """Video: number of frames of a clip."""
+    frame_rate: float | None = None
+    """Video: frames per second of a clip."""
 
     def geometry(self) -> dict[str, Any]:
         """Return the fields that change the size or content of an image, without defaults."""
-        fields = {"image_size": self.image_size, "crop_pct": self.crop_pct, "interpolation": self.interpolation}
-        return {name: value for name, value in fields.items() if value not in (None, 1.0, "bilinear")}
+        fields = ("image_size", "crop_pct", "crop_mode", "interpolation", "seconds", "frames")
+        known = {name: getattr(self, name) for name in fields}
+        return {name: value for name, value in known.items() if value not in (None, 1.0, "center", "bilinear")}
+
+    def known(self) -> dict[str, Any]:
+        """Return the fields that are known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def preprocessing_of(data: Any) -> Preprocessing:
+    """Return the preprocessing that a recipe's `Data` describes, by fields of the same names."""
+    return Preprocessing(**{name: getattr(data, name) for name in Preprocessing.__dataclass_fields__})
 
 
 def decode(file: Path | bytes, channels: int = 3, name: str = "") -> np.ndarray:
@@ -63,21 +83,22 @@ def decode(file: Path | bytes, channels: int = 3, name: str = "") -> np.ndarray:
     `name`, if the file is missing, not an image, truncated or too large.
     """
     where = name or (str(file) if isinstance(file, Path) else "image")
-    if isinstance(file, Path) and not file.is_file():
+    # Unlike `Path.is_file` without an error for names that are too long
+    if isinstance(file, Path) and not os.path.isfile(file):
         raise InputError(f"{where}: no such image file")
     if channels not in (1, 3):
-        raise InputError(f"{where}: image files are read with 1 or 3 channels; the network takes {channels}")
+        raise InputError(f"{where}: image files have 1 or 3 channels; the network takes {channels}")
     try:
         content = file.read_bytes() if isinstance(file, Path) else file
         with open_image(content) as image:
             return _turbo(content, image, channels) if is_upright_jpeg(image) else _by_pillow(image, channels)
     except InputError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise InputError(f"{where}: not an image that can be read ({', '.join(FORMATS)})") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"{where}: too many pixels (over {max_pixels():,}); {MAX_PIXELS} sets another limit"
+            f"{where}: too many pixels (over {max_pixels():,}); set {MAX_PIXELS} to raise the limit"
         ) from error
     except Exception as error:
         # Pillow's plugins raise errors of any type for damaged files
@@ -188,60 +209,3 @@ def _levels(most: int, white_is_zero: bool) -> np.ndarray:
     """Return the level uint8 of each value from 0 to `most`, the largest."""
     levels = np.round(np.arange(most + 1) * (255 / most)).astype(np.uint8)
     return 255 - levels if white_is_zero else levels
-
-
-def resize_to(image: np.ndarray, preprocessing: Preprocessing, where: str = "image") -> np.ndarray:
-    """Resize and crop uint8 (h, w, c) as `preprocessing` says, if it has an image size."""
-    size = preprocessing.image_size
-    return image if size is None else resize_crop_as(image, size, size, preprocessing, where)
-
-
-def resize_crop_as(
-    image: np.ndarray, height: int, width: int, preprocessing: Preprocessing, where: str = "image"
-) -> np.ndarray:
-    """Resize and crop uint8 (h, w, c) to (height, width) as `preprocessing` says."""
-    crop, interpolation = preprocessing.crop_pct or 1.0, preprocessing.interpolation or "bilinear"
-    return resize_crop(image, height, width, crop, interpolation, where)
-
-
-def resize_crop(
-    image: np.ndarray,
-    height: int,
-    width: int,
-    crop: float = 1.0,
-    interpolation: str = "bilinear",
-    where: str = "image",
-) -> np.ndarray:
-    """Resize uint8 (h, w, c) to cover (height, width) / crop, and crop its centre to (height, width).
-
-    `interpolation` is "bilinear" or "bicubic", antialiased. Sizes are rounded as in torchvision. Raises InputError,
-    with `where`, if the resized image has too many pixels, as a line one pixel wide has.
-    """
-    h, w, channels = image.shape
-    if (h, w) == (height, width) and crop == 1:
-        return image
-    least_h, least_w = int(height / crop), int(width / crop)
-    # The height is the limiting side
-    if h * least_w <= w * least_h:
-        size = max(least_w, int(least_h * w / h)), least_h
-    else:
-        size = least_w, max(least_h, int(least_w * h / w))
-    limit = max_pixels()
-    if limit is not None and size[0] * size[1] > max(limit, h * w):
-        raise InputError(f"{where}: {w} x {h} pixels would be resized to {size[0]:,} x {size[1]:,}; remove this image")
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    resized = picture.resize(size, Image.Resampling[interpolation.upper()])
-    top, left = round((size[1] - height) / 2), round((size[0] - width) / 2)
-    cropped = resized.crop((left, top, left + width, top + height))
-    return np.asarray(cropped).reshape(height, width, channels)
-
-
-def shrink(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 (h, w, c), c = 1 or 3, to a shorter side of at most `size` pixels, antialiased."""
-    h, w, channels = image.shape
-    shorter = min(h, w)
-    if shorter <= size:
-        return image
-    width, height = (max(size, round(side * size / shorter)) for side in (w, h))
-    picture = Image.fromarray(image[..., 0] if channels == 1 else image)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).reshape(height, width, channels)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -32,8 +33,11 @@ from resnet_jax.data.formats.shards import (
     written_to,
 )
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import MissingSplitError, RawExample, Source, default_threads, pixels, source_digest
+from resnet_jax.data.masks import IGNORE
+from resnet_jax.data.selection import Selection
+from resnet_jax.data.source import MissingSplitError, RawExample, Source, decode_example, default_threads, source_digest
 from resnet_jax.errors import InputError
+from resnet_jax.models.detection.objects import Objects
 from resnet_jax.runtime.checksum import file_sha256, sha256_of
 from resnet_jax.runtime.directory_lock import directory_lock
 from resnet_jax.runtime.terminal import Terminal
@@ -123,7 +127,7 @@ def _pack_into(
 def _finish(name: str, out: Path, manifest: ShardIndex) -> ShardIndex:
     for split, shards in manifest.splits.items():
         if not sum(shard.examples for shard in shards):
-            raise InputError(f"{name}: no image of the {split} split can be read; mend or remove them")
+            raise InputError(f"{name}: no image of the {split} split can be read; repair or remove them")
     write_index(out / MANIFEST, manifest)
     (out / UNFINISHED).unlink(missing_ok=True)
     return manifest
@@ -147,7 +151,7 @@ def _open(name: str, data_dir: Path, packing: Packing) -> dict[str, Source]:
     preprocessing = Preprocessing(image_size=size)
     sources = {"train": open_split(name, "train", data_dir, preprocessing=preprocessing)}
     try:
-        sources["test"] = open_split(name, "test", data_dir, 0, preprocessing, packing.test_split)
+        sources["test"] = open_split(name, "test", data_dir, Selection(), preprocessing, packing.test_split)
     except MissingSplitError:
         return sources
     if sources["test"].classes != sources["train"].classes:
@@ -178,7 +182,7 @@ def _start(out: Path, settings: dict[str, Any], classes: tuple[str, ...], splits
             # Otherwise nothing was packed before another command was given
             if changed and any(manifest.splits.values()):
                 what = "other images" if changed[0].startswith("digests") else changed[0]
-                raise InputError(f"{out}: holds shards of other settings ({what}); remove it or choose another DEST")
+                raise InputError(f"{out}: holds shards with other settings ({what}); remove it or choose another DEST")
             return ShardIndex(settings, classes, dict.fromkeys(splits, ())) if changed else manifest
     if out.exists() and (
         not out.is_dir() or any(path.name not in (f"{UNFINISHED}.tmp", "lock") for path in out.iterdir())
@@ -239,17 +243,19 @@ def _record(source: Source, packing: Packing, index: int) -> bytes | tuple[str, 
         if packing.skip_corrupt:
             return name or where, str(error).removeprefix(f"{where}: ")
         raise InputError(
-            f"{error}; mend or remove it, or leave such images out with --on-corrupt-image skip"
+            f"{error}; repair or remove it, or leave such images out with --on-corrupt-image skip"
         ) from error
 
 
 def _verify(out: Path, shard: Shard, classes: int, position: int) -> int:
-    """Read a record as a run will, and return its label."""
-    item = read_record(out, shard, position)
-    if item.target >= classes:
-        raise InputError(f"{item.where}: label {item.target}, expected 0 to {classes - 1}")
-    pixels(item)
-    return item.target
+    """Read a record as a run will, and return its label, or the largest in its target; -1 if it has none."""
+    item = read_record(out, shard, position, classes, indexed=False)
+    target = decode_example(item).target
+    labels = np.asarray(target.labels if isinstance(target, Objects) else target, int)
+    label = int(labels[labels != IGNORE].max(initial=-1)) if labels.ndim else int(labels)
+    if label >= classes:
+        raise InputError(f"{item.where}: label {label}, expected 0 to {classes - 1}")
+    return label
 
 
 @contextmanager

@@ -5,15 +5,23 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from resnet_jax.data.image import Preprocessing, decode, resize_to
+from resnet_jax.data.audio import decode_audio
+from resnet_jax.data.image import Preprocessing, decode
+from resnet_jax.data.masks import IGNORE, decode_target
+from resnet_jax.data.objects import StoredObjects, decode_objects, move_objects, present
+from resnet_jax.data.permutation import Draws
+from resnet_jax.data.resize import height_and_width, placement, resize_to
+from resnet_jax.data.video import decode_clips, uniform_starts
 from resnet_jax.errors import InputError
+from resnet_jax.models.detection.objects import Objects
 
 # Unreadable examples that a message names
 _NAMED = 10
@@ -23,20 +31,25 @@ class MissingSplitError(InputError):
     """Raised if a data set exists, but without this split."""
 
 
+class ChangedDataError(InputError):
+    """Raised if the files of a data set are no longer those that were opened; no other example takes their place."""
+
+
 class Example(NamedTuple):
     """One image and its label."""
 
     image: np.ndarray
-    """uint8 (h, w, c); in memory also a sequence (l, c) or a video (t, h, w, c)."""
+    """uint8 (h, w, c), or a sequence (l, c) or video (t, h, w, c); sound is (l, 1) int16, text (l, 1) int32."""
     target: Any
-    """Class, int; outputs, float32 (k,); or what the task is about, such as a mask, uint8 (h, w)."""
+    """Class, int; outputs, float32 (k,); mask, uint8 (h, w); `Objects`; or a tree of arrays of your own."""
 
 
 class RawExample(NamedTuple):
     """A stored example, not decoded: a file, the bytes of one, or pixels (h, w, c)."""
 
     content: Path | bytes | np.ndarray
-    target: int
+    target: Any
+    """Class, int; a mask: a `MaskFile`, or uint8 (h, w); or `StoredObjects`."""
     name: str
     """Name of the image in its data set; may be empty."""
     where: str
@@ -46,9 +59,9 @@ class RawExample(NamedTuple):
 
 
 class Source(NamedTuple):
-    """`size` examples of `classes`, read by `read(index)` for 0 <= index < size; no open handles.
+    """A data set of `size` examples of `classes`: `read(index)` returns one, for 0 <= index < size.
 
-    It can be pickled. If an example has several outputs, `classes` are their names.
+    It holds no open files and can be pickled. For several outputs per example, `classes` are their names.
     """
 
     size: int
@@ -62,6 +75,10 @@ class Source(NamedTuple):
     """Function that returns a digest of all examples; replace it with `read`. None: a sample stands for them."""
     notes: tuple[str, ...] = ()
     """What people should know of the split: files that were passed over, a choice between folders."""
+    draws: Draws | None = None
+    """How often training draws each example; None: each once in an epoch."""
+    groups: Callable[[str], np.ndarray] | None = None
+    """Function that returns the group of each example by a rule, such as the name of a column."""
 
 
 def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
@@ -69,9 +86,13 @@ def _row(images: np.ndarray, labels: np.ndarray, index: int) -> Example:
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Source:
-    """Return a source of uint8 images (n, spatial..., c) with int labels (n,) or float32 outputs (n, k)."""
+    """Return a source of images (n, spatial..., c) with int labels (n,) or float32 outputs (n, k).
+
+    Images are uint8; sounds (n, l, 1) are int16, and texts int32.
+    """
     outputs = labels.ndim == 2 and labels.dtype == np.float32
-    if images.dtype != np.uint8 or images.ndim < 3 or labels.shape[: 1 + (not outputs)] != images.shape[:1]:
+    kinds = (np.uint8, np.int16, np.int32) if images.ndim == 3 else (np.uint8,)
+    if images.dtype not in kinds or images.ndim < 3 or labels.shape[: 1 + (not outputs)] != images.shape[:1]:
         raise ValueError(
             "needs uint8 images (n, spatial..., c) and integer labels (n,) or float32 (n, k);"
             f" got {images.dtype} {images.shape}, {labels.dtype} {labels.shape}"
@@ -96,7 +117,10 @@ def arrays_digest(images: np.ndarray, labels: np.ndarray) -> str:
 
 def source_digest(source: Source) -> str:
     """Return a digest of the examples of a source: of all that it says of them, or otherwise of a sample."""
-    return source.digest() if source.digest else sample_digest(source)
+    digest = source.digest() if source.digest else sample_digest(source)
+    if source.draws is None:
+        return digest
+    return hashlib.sha256(digest.encode() + source.draws.weights.tobytes()).hexdigest()
 
 
 def sample_digest(source: Source) -> str:
@@ -107,7 +131,8 @@ def sample_digest(source: Source) -> str:
     for index in probe_indices(source.size):
         try:
             image, target = source.read(int(index))
-            sha256.update(arrays_digest(image[None], as_target(target)[None]).encode())
+            for leaf in jax.tree.leaves(as_target(target)):
+                sha256.update(arrays_digest(image[None], leaf[None]).encode())
         except InputError:
             # Training replaces an image that cannot be read
             sha256.update(b"unreadable")
@@ -119,7 +144,9 @@ def require_labels(labels: np.ndarray | int, classes: int, where: str) -> None:
     values = np.asarray(labels)
     wrong = values[(values < 0) | (values >= classes)]
     if wrong.size:
-        raise InputError(f"{where}: label {wrong.flat[0]}, expected 0 to {classes - 1}; mend the labels or the classes")
+        raise InputError(
+            f"{where}: label {wrong.flat[0]}, expected 0 to {classes - 1}; correct the labels or the classes"
+        )
 
 
 def require_outputs(labels: np.ndarray, outputs: int, where: str) -> None:
@@ -146,7 +173,38 @@ def from_raw(
 
 def _decoded(raw: Callable[[int], RawExample], preprocessing: Preprocessing, index: int) -> Example:
     item = raw(index)
-    return Example(resize_to(pixels(item), preprocessing, item.where), item.target)
+    if preprocessing.sample_rate and preprocessing.seconds and not isinstance(item.content, np.ndarray):
+        length = round(preprocessing.sample_rate * preprocessing.seconds)
+        return Example(decode_audio(item.content, preprocessing.sample_rate, length, item.where), item.target)
+    if preprocessing.frames and not isinstance(item.content, np.ndarray):
+        return Example(decode_clips(item.content, preprocessing, uniform_starts(1), item.where)[0], item.target)
+    image, target = decode_example(item)
+    if isinstance(target, Objects):
+        target = resize_objects(target, image.shape[:2], preprocessing)
+    elif is_mask(target):
+        target = resize_to(target[..., None], preprocessing, item.where, fill=IGNORE)[..., 0]
+    return Example(resize_to(image, preprocessing, item.where), target)
+
+
+def decode_example(item: RawExample) -> Example:
+    """Return image and target of a stored example, decoded and of its own size."""
+    image = pixels(item)
+    if isinstance(item.target, StoredObjects):
+        return Example(image, decode_objects(item.target, image.shape[:-1]))
+    return Example(image, decode_target(item.target, image.shape[:-1]))
+
+
+def resize_objects(objects: Objects, shape: tuple[int, int], preprocessing: Preprocessing) -> Objects:
+    """Return the objects of an image (h, w) where `resize_to` takes them; those that are cropped away are left out."""
+    if preprocessing.image_size is None:
+        return objects
+    size = height_and_width(preprocessing.image_size)
+    if shape == size and (preprocessing.crop_pct or 1.0) == 1:
+        return objects
+    crop, mode = preprocessing.crop_pct or 1.0, preprocessing.crop_mode or "center"
+    (tall, wide), (top, left) = placement(shape, size, crop, mode)
+    scale = np.array([wide / shape[1], tall / shape[0]])
+    return present(move_objects(objects, scale, np.array([left, top]), size))
 
 
 def pixels(item: RawExample) -> np.ndarray:
@@ -164,18 +222,22 @@ def size_text(shape: tuple[int, ...]) -> str:
 def require_one_size(source: Source, where: Path, preprocessing: Preprocessing) -> None:
     """Raise InputError if images are not resized but differ in size.
 
-    It reads 64 images from first to last, which is quick and finds most mixtures before a run begins.
+    It reads 64 images from first to last, which is quick and finds most mixtures before a run begins. Those that cannot
+    be read are left to training and evaluation, which count or name them.
     """
-    if preprocessing.image_size is not None:
+    if preprocessing.image_size is not None or preprocessing.seconds is not None:
         return
     if preprocessing.geometry():
         raise InputError(
-            "data.crop_pct and data.interpolation need data.image_size; give the height and width in pixels"
+            "data.crop_pct, crop_mode and interpolation need data.image_size; give the height and width in pixels"
         )
-    try:
-        to_arrays(subset(source, probe_indices(source.size)))
-    except InputError as error:
-        raise InputError(str(error) if str(where) in str(error) else f"{where}: {error}") from error
+    shapes = dict[tuple[int, ...], None]()
+    for index in probe_indices(source.size):
+        with suppress(InputError):
+            shapes[source.read(int(index)).image.shape] = None
+    if len(shapes) > 1:
+        sizes = " and ".join(size_text(shape[:-1]) for shape in list(shapes)[:2])
+        raise InputError(f"{where}: images of {sizes} pixels; set data.image_size to resize all to one size")
 
 
 def probe_indices(size: int) -> np.ndarray:
@@ -183,20 +245,36 @@ def probe_indices(size: int) -> np.ndarray:
     return np.unique(np.linspace(0, size - 1, 64).astype(int))
 
 
-def as_target(target: Any) -> np.ndarray:
-    """Return a target for the devices: floats as float32, integers as int32, and masks of uint8 unchanged."""
-    values = np.asarray(target)
-    if values.ndim and values.dtype == np.uint8:
+def as_target(target: Any) -> Any:
+    """Return a target, an array or a tree of arrays, for the devices.
+
+    Floats become float32 and integers int32; masks of uint8 and arrays of bool stay. Lists and tuples are arrays.
+    """
+    return jax.tree.map(_as_leaf, target, is_leaf=lambda node: type(node) in (list, tuple))
+
+
+def _as_leaf(leaf: Any) -> np.ndarray:
+    values = np.asarray(leaf)
+    if values.ndim and values.dtype in (np.uint8, np.bool_):
         return values
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int32)
 
 
-def stack_targets(targets: Sequence[Any]) -> np.ndarray:
-    """Return targets as one array; raise InputError if their shapes differ."""
-    shapes = sorted({np.shape(target) for target in targets})
+def stack_targets(targets: Sequence[Any]) -> Any:
+    """Return targets along a leading axis, each leaf as one array; raise InputError if their shapes differ."""
+    return jax.tree.map(lambda *leaves: _stack(leaves), *map(as_target, targets))
+
+
+def _stack(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    shapes = sorted({leaf.shape for leaf in leaves})
     if len(shapes) > 1:
-        raise InputError(f"targets of shape {shapes[0]} and {shapes[1]}; give all of them one shape")
-    return np.stack([as_target(target) for target in targets])
+        raise InputError(f"targets of shape {shapes[0]} and {shapes[1]}; they must have the same shape")
+    return np.stack(leaves)
+
+
+def is_mask(target: Any) -> bool:
+    """Return whether a target is an array with the axes of an image, such as a mask (h, w)."""
+    return not isinstance(target, Objects) and np.ndim(target) >= 2
 
 
 def _indirect(read: Callable[[int], Any], indices: np.ndarray, index: int) -> Any:
@@ -209,40 +287,48 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     raw = source.raw and partial(_indirect, source.raw, indices)
     digest = source.digest and partial(_subset_digest, source.digest, indices)
     read = partial(_indirect, source.read, indices)
-    return Source(len(indices), source.classes, read, labels, raw, digest, source.notes)
+    draws = source.draws and Draws(source.draws.weights[indices], source.draws.strata[indices])
+    groups = source.groups and partial(_subset_groups, source.groups, indices)
+    return Source(len(indices), source.classes, read, labels, raw, digest, source.notes, draws, groups)
+
+
+def _subset_groups(groups: Callable[[str], np.ndarray], indices: np.ndarray, rule: str) -> np.ndarray:
+    return groups(rule)[indices]
 
 
 def _subset_digest(digest: Callable[[], str], indices: np.ndarray) -> str:
     return hashlib.sha256(digest().encode() + indices.astype(np.int64).tobytes()).hexdigest()
 
 
-def to_arrays(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """Return all examples: uint8 images (n, h, w, c) and targets, such as int32 (n,) or float32 (n, k).
+def to_arrays(source: Source) -> tuple[np.ndarray, Any]:
+    """Return all examples: uint8 images (n, h, w, c) and targets: int32 (n,), float32 (n, k) or a tree of arrays.
 
     Threads read them, one per core, since Pillow decodes outside the interpreter lock. Raises InputError if sizes
     differ.
     """
     first = source.read(0)
-    shape, label = first.image.shape, as_target(first.target)
-    images, labels = np.empty((source.size, *shape), np.uint8), np.empty((source.size, *label.shape), label.dtype)
+    shape, target = first.image.shape, as_target(first.target)
+    images = np.empty((source.size, *shape), first.image.dtype)
+    targets = jax.tree.map(lambda leaf: np.empty((source.size, *leaf.shape), leaf.dtype), target)
     threads = default_threads()
     # Rows per task: little overhead, and an error is raised soon
-    rows = max(1, min(256, source.size // (8 * threads)))
+    count = max(1, min(256, source.size // (8 * threads)))
 
     def fill(start: int) -> None:
-        part = slice(start, start + rows)
+        part = slice(start, start + count)
         examples = [source.read(index) for index in range(source.size)[part]]
         for other in {e.image.shape for e in examples} - {shape}:
             sizes = " and ".join(size_text(s[:-1]) for s in (shape, other))
-            raise InputError(f"images of {sizes} pixels; set data.image_size to bring all to one size")
+            raise InputError(f"images of {sizes} pixels; set data.image_size to resize all to one size")
         np.stack([e.image for e in examples], out=images[part])
-        labels[part] = stack_targets([label, *(e.target for e in examples)])[1:]
+        rows = stack_targets([target, *(e.target for e in examples)])
+        jax.tree.map(lambda whole, some: whole.__setitem__(part, some[1:]), targets, rows)
 
     with ThreadPoolExecutor(threads) as pool:
         # Raises the first error, in the order of the examples
-        for _ in pool.map(fill, range(0, source.size, rows)):
+        for _ in pool.map(fill, range(0, source.size, count)):
             pass
-    return images, labels
+    return images, targets
 
 
 def require_readable(source: Source) -> None:

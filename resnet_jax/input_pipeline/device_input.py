@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding
 
-from resnet_jax.data.source import Example, Source, all_named, as_target, default_threads, to_arrays
+from resnet_jax.data.source import Example, Source, all_named, as_target, default_threads, is_mask, to_arrays
 from resnet_jax.input_pipeline.host_input import Read, reader, skip_corrupt, stream
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.input_pipeline.sampler import Batch, batch_indices, evaluation_indices
@@ -23,6 +23,8 @@ from resnet_jax.recipe import Recipe
 # Images per evaluation batch, and their pixels, for the memory of the first layers
 _EVAL_BATCH = 500
 _EVAL_PIXELS = 2**23
+# Outputs per evaluation batch if each pixel has one for each class
+_EVAL_DENSE = 2**26
 
 
 class DeviceArrays(NamedTuple):
@@ -30,8 +32,8 @@ class DeviceArrays(NamedTuple):
 
     image: Array
     """(n, h, w, c) uint8."""
-    target: Array
-    """(n,) int32, or (n, k) float32."""
+    target: Any
+    """(n,) int32, (n, k) float32, masks (n, h, w) uint8, or a tree of arrays."""
 
 
 class IndexedBatch(NamedTuple):
@@ -101,7 +103,8 @@ def open_device_split(
 
 
 def _fits(source: Source, example: Example, loading: DataLoading) -> bool:
-    return source.size * example.image.nbytes <= loading.device_cache_gib * 2**30
+    leaves = (example.image, *jax.tree.leaves(as_target(example.target)))
+    return source.size * sum(leaf.nbytes for leaf in leaves) <= loading.device_cache_gib * 2**30
 
 
 def abstract_step_input(
@@ -111,16 +114,15 @@ def abstract_step_input(
     read = skip_corrupt(reader(source, crop), source.size, {})
     example, sharding = read(0, 0), batch_sharding(mesh)
     indices = place(batch_indices(recipe.seed, 0, recipe.batch_size, source.size), sharding)
-    target = as_target(example.target)
+    leaves = example.image, as_target(example.target)
 
-    def arrays(count: int, where: NamedSharding) -> tuple[Any, Any]:
-        kinds = ((example.image.shape, np.dtype(np.uint8)), (target.shape, target.dtype))
-        image, targets = (jax.ShapeDtypeStruct((count, *shape), dtype, sharding=where) for shape, dtype in kinds)
-        return image, targets
+    def arrays(count: int, where: NamedSharding) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=where), leaves)
 
     if crop is None and _fits(source, example, loading):
         return IndexedBatch(DeviceArrays(*arrays(source.size, replicated(mesh))), indices, None)
-    return Batch(*arrays(recipe.batch_size, sharding), None, indices)
+    image, targets = arrays(recipe.batch_size, sharding)
+    return Batch(image, targets, None, indices)
 
 
 def move_to_mesh(split: DeviceSplit, mesh: Mesh) -> DeviceSplit:
@@ -134,7 +136,8 @@ def training_batches(split: DeviceSplit, recipe: Recipe, steps: range) -> Iterat
     sharding = batch_sharding(split.mesh)
 
     def indices(step: int) -> np.ndarray:
-        return batch_indices(recipe.seed, step, recipe.batch_size, split.source.size, recipe.augment.aug_repeats)
+        size, repeats = split.source.size, recipe.augment.aug_repeats
+        return batch_indices(recipe.seed, step, recipe.batch_size, size, repeats, split.source.draws)
 
     if split.arrays is not None:
         for step in steps:
@@ -145,11 +148,11 @@ def training_batches(split: DeviceSplit, recipe: Recipe, steps: range) -> Iterat
         yield Batch(images, targets, None, place(indices(step), sharding))
 
 
-def evaluation_batches(split: DeviceSplit, batch_size: int = _EVAL_BATCH) -> Iterator[StepInput]:
-    """Yield the whole split once, in order; the last batch is padded and masked."""
+def evaluation_batches(split: DeviceSplit, batch_size: int = _EVAL_BATCH, first: int = 0) -> Iterator[StepInput]:
+    """Yield the whole split once, in order, from batch number `first`; the last batch is padded and masked."""
     devices, sharding = split.mesh.size, batch_sharding(split.mesh)
-    batch_size = min(batch_size, split.source.size, max(1, _EVAL_PIXELS // _pixels(split)))
-    batches = list(evaluation_indices(split.source.size, -(-batch_size // devices) * devices))
+    batch_size = min(batch_size, split.source.size, max(1, _most_pixels(split) // _pixels(split)))
+    batches = list(evaluation_indices(split.source.size, -(-batch_size // devices) * devices))[first:]
     if split.arrays is not None:
         for indices, mask in batches:
             yield IndexedBatch(split.arrays, place(indices, sharding), place(mask, sharding))
@@ -161,12 +164,17 @@ def evaluation_batches(split: DeviceSplit, batch_size: int = _EVAL_BATCH) -> Ite
             yield Batch(images, targets, place(mask, sharding), place(indices, sharding))
 
 
-def _read(
-    split: DeviceSplit, indices: Callable[[int], np.ndarray], batches: range
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _read(split: DeviceSplit, indices: Callable[[int], np.ndarray], batches: range) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield this host's rows of the batches."""
     host, hosts = jax.process_index(), jax.process_count()
     return stream(split.read, indices, batches, threads=split.num_threads, host=host, hosts=hosts)
+
+
+def _most_pixels(split: DeviceSplit) -> int:
+    """Return the number of pixels of an evaluation batch."""
+    arrays = split.arrays
+    target = split.source.read(0).target if arrays is None else jax.tree.map(lambda x: x[0], arrays.target)
+    return _EVAL_PIXELS if not is_mask(target) else min(_EVAL_PIXELS, _EVAL_DENSE // len(split.source.classes))
 
 
 def _pixels(split: DeviceSplit) -> int:

@@ -7,10 +7,11 @@ shared memory behind.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from resnet_jax.data.source import Example, Source, as_target, stack_targets
+from resnet_jax.data.source import ChangedDataError, Example, Source, as_target, stack_targets
 from resnet_jax.errors import InputError
 
 # (index of an example, position of the row in the run, for what is random in it) -> example
@@ -32,10 +33,10 @@ def stream(
     threads: int,
     host: int = 0,
     hosts: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[np.ndarray, Any]]:
     """Yield this host's rows of each batch in order: images (b / hosts, h, w, c) uint8 and targets.
 
-    Targets are (b / hosts,) int32 or (b / hosts, k) float32.
+    Targets are (b / hosts,) int32, (b / hosts, k) float32, or a tree of such arrays.
 
     Args:
         read: (index, position) -> example; the position counts the rows of all batches.
@@ -51,7 +52,7 @@ def stream(
     rows = whole // hosts
     known = lru_cache(maxsize=8)(indices)
 
-    def row(place: int) -> tuple[np.ndarray, np.ndarray]:
+    def row(place: int) -> tuple[np.ndarray, Any]:
         batch, offset = batches[place // rows], host * rows + place % rows
         example = read(int(known(batch)[offset]), batch * whole + offset)
         return example.image, as_target(example.target)
@@ -64,11 +65,11 @@ def stream(
     yield from examples.batch(rows, batch_fn=_stack)
 
 
-def _stack(rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _stack(rows: Sequence[tuple[np.ndarray, Any]]) -> tuple[np.ndarray, Any]:
     shapes = {image.shape for image, _ in rows}
     if len(shapes) > 1:
         raise InputError(
-            f"images of {' and '.join(map(str, sorted(shapes)[:2]))}; set data.image_size to bring all to one size"
+            f"images of {' and '.join(map(str, sorted(shapes)[:2]))}; set data.image_size to resize all to one size"
         )
     return np.stack([image for image, _ in rows]), stack_targets([target for _, target in rows])
 
@@ -83,6 +84,7 @@ def skip_corrupt(read: Read, size: int, replaced: dict[int, str]) -> Read:
 
     Raises:
         InputError: A hundred examples in a row cannot be read.
+        ChangedDataError: The data are no longer those that the run began with.
     """
 
     def read_or_next(index: int, position: int) -> Example:
@@ -90,8 +92,10 @@ def skip_corrupt(read: Read, size: int, replaced: dict[int, str]) -> Read:
             candidate = (index + offset) % size
             try:
                 return read(candidate, position)
+            except ChangedDataError:
+                raise
             except InputError as error:
                 replaced.setdefault(candidate, str(error))
-        raise InputError(f"{replaced[index]}; so are the {min(_TRIES, size) - 1} after it")
+        raise InputError(f"{replaced[index]}; the next {min(_TRIES, size) - 1} images cannot be read either")
 
     return read_or_next

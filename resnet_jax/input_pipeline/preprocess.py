@@ -14,21 +14,37 @@ from jax import Array
 
 from resnet_jax.data.augment import ImageOp, flip, map_images, normalize, pad_crop
 from resnet_jax.data.augment import policies as p
+from resnet_jax.data.augment.boxes import (
+    BoxMap,
+    DrawMap,
+    alternating_flip_map,
+    flip_map,
+    pad_crop_map,
+    random_resized_crop_map,
+    resize_map,
+    scale_jitter_map,
+)
 from resnet_jax.data.augment.erase import cutout, random_erase
 from resnet_jax.data.augment.geometry import (
     alternating_flip,
     random_resized_crop,
     random_resized_crop_nearest,
     resized_nearest,
+    scale_jitter,
+    scale_jitter_nearest,
 )
-from resnet_jax.data.augment.host_crop import crop_reader
+from resnet_jax.data.augment.host_crop import clip_reader, crop_reader
 from resnet_jax.data.augment.jitter import jitter
 from resnet_jax.data.augment.mix import mix
+from resnet_jax.data.augment.sound import time_shift
 from resnet_jax.data.augment.tables import CIFAR10, IMAGENET
-from resnet_jax.data.source import Source
+from resnet_jax.data.image import preprocessing_of
+from resnet_jax.data.objects import move_objects
+from resnet_jax.data.source import Source, is_mask
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.host_input import Read
 from resnet_jax.input_pipeline.sampler import Batch, times_seen
+from resnet_jax.models.detection.objects import Objects
 from resnet_jax.recipe import Augment, Recipe
 
 # (key of the run, step, batch of uint8 images with rows) -> the batch with float images and its targets
@@ -51,6 +67,7 @@ def make_preprocess(
     *,
     image_size: int | None = None,
     transform: Transform | None = None,
+    fill: int | None = None,
 ) -> Preprocess:
     """Return the preprocessing of a recipe.
 
@@ -61,24 +78,30 @@ def make_preprocess(
         to_soft: makes targets that mixup and CutMix can mix.
         image_size: height and width in pixels to which images are resized after the augmentation; None leaves them.
         transform: of your own, applied to each uint8 image and its target after the recipe's augmentation.
+        fill: value of targets (h, w) where the augmentation pads their images; None if they cannot be padded.
     """
     a, data = recipe.augment, recipe.data
-    moves, erasers = _moves(a, image_size), _erasers(a)
-    own_number = 2 + len(_image_ops(a, image_size))
+    moves, erasers = _moves(a, image_size, fill or 0), _erasers(a)
+    own_number = 2 + len(_image_ops(a, image_size, fill or 0))
+    mixed = partial(mix, mixup_alpha=a.mixup_alpha, cutmix_alpha=a.cutmix_alpha)
+    mixed = partial(mixed, probability=a.mix_prob, mix_switch_prob=a.mix_switch_prob)
 
     def preprocess(key: Array, step: Array, batch: Batch) -> Batch:
         step_key, rows = jax.random.fold_in(key, step), jnp.asarray(batch.rows)
         images, targets = jnp.asarray(batch.image), batch.target
+        keys = jax.vmap(partial(jax.random.fold_in, step_key))(rows)
         if a.alternating_hflip:
             seen = times_seen(step, rows, recipe.batch_size, train_size, a.aug_repeats)
-            turn, when = jax.vmap(partial(alternating_flip, key)), (jnp.asarray(batch.indices), seen)
-            images, targets = turn(images, *when), turn(targets, *when) if jnp.ndim(targets) > 2 else targets
-        keys = jax.vmap(partial(jax.random.fold_in, step_key))(rows)
-        for key_of, image_op, target_op in moves:
-            own = jax.vmap(key_of)(keys)
-            images = jax.vmap(image_op)(own, images)
-            if target_op is not None and jnp.ndim(targets) > 2:
-                targets = jax.vmap(partial(_on_target, target_op))(own, targets)
+            when = jnp.asarray(batch.indices), seen
+            images, targets = jax.vmap(partial(_turn, key))(images, targets, *when)
+        for move in moves:
+            own, before = jax.vmap(move.key_of)(keys), (images.shape[1], images.shape[2])
+            op = partial(_same_for_all_frames, move.image_op) if images.ndim == 5 else move.image_op
+            images = jax.vmap(op)(own, images)
+            if isinstance(targets, Objects) or jnp.ndim(targets) > 2:
+                after = images.shape[1], images.shape[2]
+                move_target = partial(_move_target, move, a.min_visibility, before, after)
+                targets = jax.vmap(move_target)(own, targets)
         if transform is not None:
             own = jax.vmap(partial(jax.random.fold_in, data=own_number))(keys)
             images, targets = jax.vmap(transform)(own, images, targets)
@@ -86,32 +109,60 @@ def make_preprocess(
         for number, eraser in enumerate(erasers):
             images = map_images(jax.random.fold_in(step_key, _ERASE - number), images, eraser, rows)
         if to_soft is not None and (a.mixup_alpha or a.cutmix_alpha):
-            images, targets = _mix(a, jax.random.fold_in(step_key, _MIX), images, to_soft(targets, classes))
+            images, targets = mixed(jax.random.fold_in(step_key, _MIX), images, to_soft(targets, classes))
         return batch._replace(image=images, target=targets)
 
     return preprocess
 
 
 class _Move(NamedTuple):
-    """An augmentation of uint8 images, and what it does to targets (h, w) or (h, w, c); others stay."""
+    """An augmentation of uint8 images, and what it does to masks (h, w), other targets (h, w, c), and boxes."""
 
     key_of: Callable[[Array], Array]
     """Key of an example to that of the augmentation."""
     image_op: ImageOp
-    target_op: ImageOp | None
+    target_op: ImageOp | None = None
+    """None if no pixel moves."""
+    draw_map: DrawMap | None = None
+    """Where it takes boxes."""
 
 
-def _moves(a: Augment, image_size: int | None) -> list[_Move]:
-    """Return the augmentations of uint8 images in order."""
+def _moves(a: Augment, image_size: int | None, fill: int) -> list[_Move]:
+    """Return the augmentations of uint8 images in order; `fill` is the value of targets on padding."""
     moves: list[_Move] = []
     if a.crop_padding:
-        op = partial(pad_crop, pad=a.crop_padding, mode=a.pad_mode)
-        moves.append(_Move(lambda key: jax.random.split(key)[0], op, op))
+        op, pad = partial(pad_crop, pad=a.crop_padding, mode=a.pad_mode), a.crop_padding
+        moves.append(
+            _Move(lambda key: jax.random.split(key)[0], op, partial(op, fill=fill), partial(pad_crop_map, pad=pad))
+        )
     if a.hflip:
-        moves.append(_Move(lambda key: jax.random.split(key)[1], flip, flip))
+        moves.append(_Move(lambda key: jax.random.split(key)[1], flip, flip, flip_map))
     # Numbers 0 and 1 belong to the two keys of the split
-    numbered = enumerate(_image_ops(a, image_size), 2)
+    numbered = enumerate(_image_ops(a, image_size, fill), 2)
     return [*moves, *(_Move(partial(jax.random.fold_in, data=number), *ops) for number, ops in numbered)]
+
+
+def _same_for_all_frames(op: ImageOp, key: Array, video: Array) -> Array:
+    return jax.vmap(partial(op, key))(video)
+
+
+def _move_target(
+    move: _Move, visible: float, before: tuple[int, int], after: tuple[int, int], key: Array, target: Any
+) -> Any:
+    """Return a mask or objects where an augmentation takes an image of one height and width to another."""
+    if isinstance(target, Objects):
+        return target if move.draw_map is None else move_objects(target, *move.draw_map(key, before), after, visible)
+    return target if move.target_op is None else _on_target(move.target_op, key, target)
+
+
+def _turn(key: Array, image: Array, target: Any, index: Array, seen: Array) -> tuple[Array, Any]:
+    """Return an image and its target, mirrored every second time."""
+    op = partial(alternating_flip, index=index, occurrence=seen)
+    shape = image.shape[0], image.shape[1]
+    if isinstance(target, Objects) or jnp.ndim(target) > 1:
+        move = _Move(lambda key: key, op, op, partial(alternating_flip_map, index=index, occurrence=seen))
+        target = _move_target(move, 0.0, shape, shape, key, target)
+    return op(key, image), target
 
 
 def _on_target(op: ImageOp, key: Array, target: Array) -> Array:
@@ -120,16 +171,22 @@ def _on_target(op: ImageOp, key: Array, target: Array) -> Array:
     return moved.reshape(*moved.shape[:2], *target.shape[2:])
 
 
-def require_movable_target(a: Augment, image: np.ndarray, target: Any) -> None:
+def require_movable_target(a: Augment, image: np.ndarray, target: Any, fill: int | None = None) -> None:
     """Raise InputError if an augmentation would move an image and not its target, an array of two or more axes."""
-    if np.ndim(target) < 2:
+    if isinstance(target, Objects):
+        if a.policy != "none":
+            raise InputError(f"augment.policy is {a.policy}, which moves images but not boxes: leave it out")
+        if a.rrc_from == "original":
+            raise InputError("augment.rrc_from is original, which crops images but not boxes: take resized")
+    if not is_mask(target):
         return
-    if a.crop_padding and a.pad_mode == "zero":
+    if a.crop_padding and a.pad_mode == "zero" and fill is None:
         raise InputError("augment.crop_padding adds black, which has no target: set augment.pad_mode to reflect")
+    if a.scale_jitter != (1.0, 1.0) and fill is None:
+        raise InputError("augment.scale_jitter adds black, which has no target: take augment.random_resized_crop")
     moving = {
         "policy": a.policy != "none",
         "cutmix_alpha": a.cutmix_alpha,
-        "rrc_from": a.random_resized_crop and a.rrc_from == "original",
     }
     if np.shape(target)[:2] != image.shape[:2]:
         names = ("crop_padding", "hflip", "alternating_hflip", "random_resized_crop", "progressive_sizes")
@@ -141,25 +198,51 @@ def require_movable_target(a: Augment, image: np.ndarray, target: Any) -> None:
         )
 
 
-def _image_ops(a: Augment, image_size: int | None) -> list[tuple[ImageOp, ImageOp | None]]:
-    """Return the operations on uint8 images after padded crop and flip; if they move pixels, also those on targets."""
-    ops: list[tuple[ImageOp, ImageOp | None]] = []
+def _image_ops(a: Augment, image_size: int | None, fill: int) -> list[tuple[Any, ...]]:
+    """Return the operations on uint8 images after padded crop and flip, with those on masks and boxes if any move."""
+    ops: list[tuple[Any, ...]] = []
     if a.random_resized_crop and a.rrc_from == "resized":
         crop = partial(_random_resized_crop, a)
-        ops.append((partial(crop, random_resized_crop), partial(crop, random_resized_crop_nearest)))
+        boxes = partial(_crop_map, a, partial(random_resized_crop_map, area=a.rrc_scale, ratio=a.rrc_ratio))
+        ops.append((partial(crop, random_resized_crop), partial(crop, random_resized_crop_nearest), boxes))
+    if a.scale_jitter != (1.0, 1.0):
+        boxes = partial(_crop_map, a, partial(scale_jitter_map, scale=a.scale_jitter))
+        masks = partial(_scale_jitter, a, scale_jitter_nearest, fill)
+        ops.append((partial(_scale_jitter, a, scale_jitter, 0), masks, boxes))
     if policy := _policy(a):
-        ops.append((policy, None))
+        ops.append((policy,))
     if a.brightness or a.contrast or a.saturation or a.hue:
         strengths = partial(jitter, brightness=a.brightness, contrast=a.contrast)
-        ops.append((partial(strengths, saturation=a.saturation, hue=a.hue), None))
+        ops.append((partial(strengths, saturation=a.saturation, hue=a.hue),))
+    if a.time_shift:
+        ops.append((partial(time_shift, fraction=a.time_shift),))
     if image_size is not None:
-        ops.append((partial(_resize, image_size), partial(_resize_nearest, image_size)))
+        size = image_size, image_size
+        ops.append(
+            (
+                partial(_resize, image_size),
+                partial(_resize_nearest, image_size),
+                lambda _, shape: resize_map(shape, size),
+            )
+        )
     return ops
 
 
 def _random_resized_crop(a: Augment, crop: Callable[..., Array], key: Array, image: Array) -> Array:
-    size = image.shape[:2] if a.train_crop_size is None else (a.train_crop_size, a.train_crop_size)
-    return crop(key, image, (size[0], size[1]), a.rrc_scale, a.rrc_ratio)
+    return crop(key, image, _crop_size(a, image.shape), a.rrc_scale, a.rrc_ratio)
+
+
+def _crop_map(a: Augment, draw_map: Callable[..., BoxMap], key: Array, shape: tuple[int, int]) -> BoxMap:
+    return draw_map(key, shape, _crop_size(a, shape))
+
+
+def _scale_jitter(a: Augment, jitter: Callable[..., Array], fill: int, key: Array, image: Array) -> Array:
+    return jitter(key, image, _crop_size(a, image.shape), a.scale_jitter, fill)
+
+
+def _crop_size(a: Augment, shape: tuple[int, ...]) -> tuple[int, int]:
+    size = a.train_crop_size
+    return (shape[0], shape[1]) if size is None else (size, size)
 
 
 def _resize(size: int, key: Array, image: Array) -> Array:
@@ -197,21 +280,11 @@ def _erasers(a: Augment) -> list[ImageOp]:
     return erasers
 
 
-def _mix(a: Augment, key: Array, images: Array, targets: Array) -> tuple[Array, Array]:
-    return mix(
-        key,
-        images,
-        targets,
-        mixup_alpha=a.mixup_alpha,
-        cutmix_alpha=a.cutmix_alpha,
-        probability=a.mix_prob,
-        mix_switch_prob=a.mix_switch_prob,
-    )
-
-
 def original_crop(recipe: Recipe, source: Source) -> Read | None:
-    """Return a reader of random crops of the original images, if the recipe crops originals."""
+    """Return a reader of random crops of the original images or random clips, if the recipe takes those."""
     a, data = recipe.augment, recipe.data
+    if data.frames:
+        return clip_reader(source, recipe.seed, preprocessing_of(data))
     if not (a.random_resized_crop and a.rrc_from == "original"):
         return None
     size = a.train_crop_size or data.image_size

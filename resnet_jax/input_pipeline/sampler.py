@@ -1,13 +1,14 @@
 """The examples of each batch: a function of (seed, step) alone, so there is no state to save."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from resnet_jax.data.permutation import epoch_permutation
+from resnet_jax.data.permutation import Draws, epoch_draws, epoch_permutation
 
 ArrayLike = Array | np.ndarray
 
@@ -27,19 +28,22 @@ class Batch(NamedTuple):
     """(b,) uint32, positions in the batch of the step; None is 0 ... b - 1."""
 
 
-def batch_indices(seed: int, step: int, batch_size: int, size: int, repeats: int = 1) -> np.ndarray:
+def batch_indices(
+    seed: int, step: int, batch_size: int, size: int, repeats: int = 1, draws: Draws | None = None
+) -> np.ndarray:
     """Return the indices (batch_size,) int32 of the examples of one training step.
 
-    Permutations follow each other without a gap, so a batch may end one and begin the next: no example is dropped,
-    and each is seen once per permutation.
+    Epochs of `size` indices follow each other without a gap, so a batch may end one and begin the next. An epoch is a
+    permutation, in which each example is seen once, or the `epoch_draws` of `draws`.
 
     Args:
         seed: of the permutations.
         step: number of the step, from 0.
         batch_size: number of rows in a batch.
         size: number of examples in the data set.
-        repeats: copies of each example in its batch; a permutation lasts that many times longer. Copies are
+        repeats: copies of each example in its batch; an epoch lasts that many times longer. Copies are
             batch_size / repeats rows apart, so that BatchNorm groups and mixup pairs do not hold two of them.
+        draws: how often each example is drawn; None is once per epoch.
 
     Reference:
         Hoffer et al. 2020; Berman et al. 2019 (repeated augmentation).
@@ -47,7 +51,8 @@ def batch_indices(seed: int, step: int, batch_size: int, size: int, repeats: int
     different = batch_size // repeats
     positions = np.arange(step * different, (step + 1) * different)
     epochs = positions // size
-    parts = [epoch_permutation(seed, int(e), size)[positions[epochs == e] % size] for e in np.unique(epochs)]
+    order = partial(epoch_permutation, size=size) if draws is None else partial(epoch_draws, draws=draws)
+    parts = [order(seed, int(e))[positions[epochs == e] % size] for e in np.unique(epochs)]
     return np.tile(np.concatenate(parts), repeats)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from resnet_jax.data.arrays import sources_from_arrays
 from resnet_jax.data.datasets import digits, open_split, synthetic
+from resnet_jax.data.selection import Selection
 from resnet_jax.data.source import from_arrays, to_arrays
 from resnet_jax.errors import InputError
 
@@ -31,25 +32,27 @@ def test_synthetic_is_the_same_every_time(tmp_path):
 
 
 def test_sources_are_picklable(tmp_path):
-    source = open_split("digits", "train", tmp_path, validation=100)
+    source = open_split("digits", "train", tmp_path, selection=Selection(100))
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(again.read(5).image, source.read(5).image)
 
 
 def test_held_out_images_are_always_the_same_and_in_one_split_only(tmp_path):
-    parts = {s: to_arrays(open_split("digits", s, tmp_path, 400))[0] for s in ("train", "validation", "test")}
+    parts = {
+        s: to_arrays(open_split("digits", s, tmp_path, Selection(400)))[0] for s in ("train", "validation", "test")
+    }
     assert {s: len(images) for s, images in parts.items()} == {"train": 1037, "validation": 400, "test": 360}
     both = np.concatenate([parts["train"], parts["validation"]])
     whole = to_arrays(digits("train", tmp_path))[0]
     assert sorted(e.tobytes() for e in both) == sorted(e.tobytes() for e in whole)
-    again = to_arrays(open_split("digits", "validation", tmp_path, 400))[0]
+    again = to_arrays(open_split("digits", "validation", tmp_path, Selection(400)))[0]
     np.testing.assert_array_equal(parts["validation"], again)
 
 
 @pytest.mark.parametrize("validation", [1437, 5000])
 def test_holding_out_everything_is_refused(tmp_path, validation):
     with pytest.raises(InputError, match=f"data.num_validation is {validation}; digits has 1,437"):
-        open_split("digits", "train", tmp_path, validation)
+        open_split("digits", "train", tmp_path, Selection(validation))
 
 
 def test_unknown_names(tmp_path):
@@ -144,7 +147,7 @@ X, Y = np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 2])
         ((X, Y), (X.astype(int), Y), "test images are int64; give uint8"),
         ((X[0, 0], Y), (X, Y), r"train images have shape \(4, 1\); give \(n, h, w\) or \(n, h, w, c\)"),
         ((X[:0], Y[:0]), (X, Y), r"train images have shape \(0, 4, 4, 1\)"),
-        ((X, Y), (X[:, :3], Y), "train images are 4 x 4 x 1, test images 3 x 4 x 1; bring them to one size"),
+        ((X, Y), (X[:, :3], Y), "train images are 4 x 4 x 1, test images 3 x 4 x 1; resize them to one size"),
         ((X, Y.astype(float)), (X, Y), "train labels are float64; give integers from 0"),
         ((X, Y[:2]), (X, Y), r"train labels have shape \(2,\) for 3 images; give \(3,\)"),
         ((X, np.eye(3, dtype=int)), (X, Y), r"train labels have shape \(3, 3\) for 3 images"),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from resnet_jax.data.image import Preprocessing, decode, resize_crop
+from resnet_jax.data.image import Preprocessing, decode
+from resnet_jax.data.resize import resize_crop
 from resnet_jax.data.source import RawExample, from_raw
 from resnet_jax.errors import InputError
 
@@ -151,7 +152,7 @@ def test_other_modes(tmp_path, mode, suffix):
 
 
 def test_a_number_of_channels_that_files_are_not_read_with(tmp_path):
-    with pytest.raises(InputError, match=r"image\.png: image files are read with 1 or 3 channels; the network takes 4"):
+    with pytest.raises(InputError, match=r"image\.png: image files have 1 or 3 channels; the network takes 4"):
         decode(saved(tmp_path, Image.fromarray(RGB)), 4)
 
 

@@ -13,7 +13,9 @@ from runs import quietly
 
 from resnet_jax.data.datasets import found_in, open_split
 from resnet_jax.data.formats.folder import CHOOSE, image_folder
-from resnet_jax.data.image import Preprocessing, decode, resize_crop
+from resnet_jax.data.image import Preprocessing, decode
+from resnet_jax.data.resize import resize_crop
+from resnet_jax.data.selection import Selection
 from resnet_jax.data.source import to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.evaluate import evaluate
@@ -89,7 +91,9 @@ def test_the_folder_to_test_on_is_said_and_can_be_chosen(tmp_path, tiny):
     assert (held.evaluation.size, held.notes()) == (2, ())
     with pytest.raises(InputError, match=r"tset: no such folder; expected train/CLASS"):
         open_split("folder:.", "test", tmp_path, test_split="tset")
-    with pytest.raises(InputError, match=r"data.test_split is val; digits has one test split, leave data.test_split"):
+    with pytest.raises(
+        InputError, match=r"data.test_split is val; digits has only one test split; leave data.test_split"
+    ):
         open_split("digits", "test", tmp_path, test_split="val")
 
 
@@ -98,9 +102,9 @@ def test_files_that_are_passed_over_are_counted(tmp_path):
     for name in ("ant/a.heic", "ant/deep/b.heic", "bee/notes.txt", "loose.png", "ant/.hidden"):
         (tmp_path / "train" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "train" / name).write_bytes(b"")
-    message = f"{tmp_path / 'train'}: passed over 4 files that are not images in the folder of a class: 2 .heic"
+    message = f"{tmp_path / 'train'}: skipped 4 files that are not examples of a class: 2 .heic"
     for split in ("train", "validation"):
-        (note,) = open_split("folder:.", split, tmp_path, 1).notes
+        (note,) = open_split("folder:.", split, tmp_path, Selection(1)).notes
         assert note.startswith(message)
     assert open_split("folder:.", "test", tmp_path).notes == ()
 
@@ -199,8 +203,8 @@ def test_splits_of_different_sizes_need_one(tmp_path, tiny):
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ("train/cat/a.png", r"val: no class 'cat', which .*train has; make their folders agree"),
-        ("val/cat/a.png", r"train: no class 'cat', which .*val has; make their folders agree"),
+        ("train/cat/a.png", r"val: no class 'cat', which .*train has; give both the same class folders"),
+        ("val/cat/a.png", r"train: no class 'cat', which .*val has; give both the same class folders"),
     ],
 )
 def test_classes_must_agree(tmp_path, extra, message):
@@ -216,7 +220,7 @@ def test_an_empty_class_is_named(tmp_path):
     for split in ("train", "val"):
         (tmp_path / split / "cat").mkdir()
         (tmp_path / split / "cat" / "notes.txt").write_text("none yet")
-    with pytest.raises(InputError, match=r"train/cat: no images here \(\.avif, .*; add some or remove the class"):
+    with pytest.raises(InputError, match=r"train/cat: no images here \(\.avif, .*; add some, or remove this folder"):
         image_folder("train", tmp_path, ".", Preprocessing(image_size=8))
 
 
@@ -232,7 +236,7 @@ def test_folders_of_another_layout(tmp_path):
     with pytest.raises(InputError, match=r"loose/train: no folders of classes here; expected train/CLASS/"):
         open_split("folder:loose", "train", tmp_path)
     put(tmp_path / "half" / "train" / "ant" / "a.png")
-    with pytest.raises(InputError, match=r"half: no val/ in this folder; .*or hold training images out by data.num_"):
+    with pytest.raises(InputError, match=r"half: no val/ in this folder; .*or hold training images out with data.num_"):
         open_split("folder:half", "test", tmp_path)
 
 
@@ -254,7 +258,7 @@ def test_a_path_is_needed(tmp_path, name):
 
 def test_other_data_sets_take_no_size(tmp_path):
     with pytest.raises(
-        InputError, match=r"data.image_size is 16; digits has images of one size, leave data.image_size out"
+        InputError, match=r"data.image_size is 16; all images of digits have the same size; leave data.image_size out"
     ):
         open_split("digits", "train", tmp_path, preprocessing=Preprocessing(image_size=16))
     with pytest.raises(InputError, match=r"unknown data set 'foldr:pets'; nearest: folder:PATH"):
@@ -278,7 +282,9 @@ def test_sources_are_picklable_and_know_where_they_are(tmp_path, monkeypatch):
     layout(tmp_path / "pets")
     monkeypatch.chdir(tmp_path)
     packed = pickle.dumps(
-        open_split("folder:pets", "train", Path("data"), validation=3, preprocessing=Preprocessing(image_size=8))
+        open_split(
+            "folder:pets", "train", Path("data"), selection=Selection(3), preprocessing=Preprocessing(image_size=8)
+        )
     )
     (tmp_path / "pets" / "train" / "ant" / "late.png").write_bytes(b"")  # nothing is listed again
     monkeypatch.chdir("/")
@@ -288,13 +294,13 @@ def test_sources_are_picklable_and_know_where_they_are(tmp_path, monkeypatch):
 def test_held_out_images(tmp_path):
     layout(tmp_path, count=10)
     parts = [
-        levels(open_split("folder:.", split, tmp_path, 5, Preprocessing(image_size=8)))
+        levels(open_split("folder:.", split, tmp_path, Selection(5), Preprocessing(image_size=8)))
         for split in ("train", "validation")
     ]
     assert [len(part) for part in parts] == [15, 5]
     assert sorted(parts[0] + parts[1]) == list(range(20))
     with pytest.raises(InputError, match=r"data.num_validation is 20; folder:\. has 20 training images"):
-        open_split("folder:.", "train", tmp_path, 20, Preprocessing(image_size=8))
+        open_split("folder:.", "train", tmp_path, Selection(20), Preprocessing(image_size=8))
 
 
 @pytest.mark.parametrize("cores", [1, 3, 64, None])
@@ -325,9 +331,9 @@ def test_a_run_finds_its_images_again_and_knows_its_classes(tmp_path, tiny, monk
     put(tmp_path / "pets" / "validation" / "bee" / "a.png")
     monkeypatch.chdir(tmp_path)
     result, said = quietly(recipe, tmp_path / "run", data_dir=Path("data"))
-    assert "pets/train: passed over 1 files that are not images in the folder of a class: 1 .heic" in said
+    assert "pets/train: skipped 1 files that are not examples of a class: 1 .heic" in said
     monkeypatch.chdir("/")
-    step, values, notes = evaluate(tmp_path / "run", devices=1)
+    step, values, notes, *_ = evaluate(tmp_path / "run", devices=1)
     assert notes == (f"the test split is {tmp_path}/pets/val: not validation/; {CHOOSE}",)
     assert (step, values["count"], values["errors"]) == (4, 16, result.rows[-1]["test/errors"])
     for split in ("train", "val"):
@@ -356,3 +362,13 @@ def test_real_photos(real_data):
     assert 80 < images.mean() < 150
     with pytest.raises(InputError, match=r"hymenoptera/train: images of .* pixels; set data.image_size"):
         open_split("folder:hymenoptera", "train", real_data)
+
+
+def test_a_damaged_image_is_left_to_the_training(tmp_path):
+    """Where all images have one size and none is resized."""
+    damaged = layout(tmp_path) / "train" / "ant" / "001.png"
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    source = image_folder("train", tmp_path, ".")
+    assert source.size == 8
+    with pytest.raises(InputError, match=r"001\.png: not an image that can be read"):
+        source.read(1)

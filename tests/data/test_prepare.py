@@ -20,8 +20,10 @@ from resnet_jax.data.formats import shards
 from resnet_jax.data.formats.folder import CHOOSE
 from resnet_jax.data.formats.packing import packed
 from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, read_index
-from resnet_jax.data.image import Preprocessing, decode, resize_crop
+from resnet_jax.data.image import Preprocessing, decode
 from resnet_jax.data.prepare import Packing, prepare_data
+from resnet_jax.data.resize import resize_crop
+from resnet_jax.data.selection import Selection
 from resnet_jax.data.source import RawExample, from_arrays, to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.checksum import file_sha256
@@ -169,7 +171,7 @@ def test_the_folder_to_test_on_is_said_and_chosen(tmp_path, capsys):
 def test_a_folder_without_test_images(tmp_path):
     layout(tmp_path / "pets", splits=("train",))
     assert list(prepare_data("folder:pets", tmp_path / "out", data_dir=tmp_path).splits) == ["train"]
-    assert open_split("array_record:out", "validation", tmp_path, 4, Preprocessing(image_size=8)).size == 4
+    assert open_split("array_record:out", "validation", tmp_path, Selection(4), Preprocessing(image_size=8)).size == 4
 
 
 def test_kill_9_in_the_middle(tmp_path):
@@ -254,7 +256,7 @@ def test_a_full_disk(tmp_path, monkeypatch, capsys):
         assert main(["prepare", "digits", str(out), "--shards", "4"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "No space left on device); make room and give the same command again" in error
+    assert "No space left on device); free disk space and repeat the same command" in error
     assert not list(out.glob("*.tmp"))
     prepare_data("digits", out, Packing(shards=4))
     prepare_data("digits", tmp_path / "whole", Packing(shards=4))
@@ -286,7 +288,7 @@ def test_bad_images_are_named_or_skipped(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "train/ant/02.jpg: not an image that can be read (JPEG, PNG," in error
-    assert "; mend or remove it, or leave such images out" in error
+    assert "; repair or remove it, or leave such images out" in error
     # A link to nothing is such an image too
     (pets / "train" / "bee" / "07.jpg").symlink_to(tmp_path / "nothing")
     assert main([*words, "--on-corrupt-image", "skip"]) == 0
@@ -315,11 +317,11 @@ def test_other_settings_and_other_images_need_another_folder(tmp_path):
     prepare_data("folder:pets", out, data_dir=tmp_path)
     before = contents(out)
     with pytest.raises(
-        InputError, match=r"out: holds shards of other settings \(size 256 -> 99\); remove it or choose"
+        InputError, match=r"out: holds shards with other settings \(size 256 -> 99\); remove it or choose"
     ):
         prepare_data("folder:pets", out, Packing(99), data_dir=tmp_path)
     (pets / "train" / "ant" / "00.jpg").unlink()
-    with pytest.raises(InputError, match=r"out: holds shards of other settings \(other images\)"):
+    with pytest.raises(InputError, match=r"out: holds shards with other settings \(other images\)"):
         prepare_data("folder:pets", out, data_dir=tmp_path)
     assert contents(out) == before
     (tmp_path / "mine").mkdir()

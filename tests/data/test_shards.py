@@ -19,8 +19,10 @@ from resnet_jax.data.formats.array_record import array_record
 from resnet_jax.data.formats.shards import MANIFEST, UNFINISHED, pack, read_index, unpack, write_index, write_records
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.data.prepare import Packing, prepare_data
+from resnet_jax.data.selection import Selection
 from resnet_jax.data.source import MissingSplitError, RawExample, to_arrays
 from resnet_jax.errors import InputError, MachineError
+from resnet_jax.input_pipeline.host_input import reader, skip_corrupt
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +64,30 @@ def test_the_format_of_a_record_is_what_it_was():
     assert pack(RawExample(b"jpeg", 7, "", "", 1)) == struct.pack("<HHIHHHH", 1, 0, 7, 0, 0, 0, 1) + b"jpeg"
 
 
+def test_shards_packed_again_are_not_those_that_were_opened(mine):
+    """And no other example takes their place, as that of an image that cannot be read would be taken."""
+    source = array_record("train", Path(), str(mine))
+    first, second = (source.read(index).image.tobytes() for index in (0, 1000))
+    index = (mine / "dataset.json").read_text()
+    (mine / "dataset.json").write_text(index.replace(json.loads(index)["splits"]["train"]["shards"][1]["sha256"], "0"))
+    # Those that are open are still the old files
+    assert source.read(1000).image.tobytes() == second
+    shards.close_readers()
+    assert source.read(0).image.tobytes() == first
+    read = skip_corrupt(reader(source, None), source.size, replaced := {})
+    for damaged in (False, True):
+        if damaged:
+            (mine / "dataset.json").write_text("{}")
+        with pytest.raises(InputError, match=r"train-00001-of-00002.array_record: packed again since"):
+            read(1000, 0)
+        shards.close_readers()
+    assert not replaced
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (b"", "here is no record of this format"),
+        (b"", "here is not a record of this format"),
         (struct.pack("<HHIHHHH", 2, 0, 7, 0, 0, 0, 1), "here is of version 2, kind 0, expected version 1"),
         (struct.pack("<HHIHHHH", 1, 9, 7, 0, 0, 0, 1), "here is of version 1, kind 9, expected version 1"),
         (struct.pack("<HHIHHHH", 1, 1, 7, 1, 2, 2, 1) + b"abcd", r"here \(a\) has 3 bytes for 2 x 2 x 1 pixels"),
@@ -94,7 +116,7 @@ def test_the_data_folder_and_the_working_directory(digits, monkeypatch):
     monkeypatch.chdir("/")
     assert pickle.loads(source).size == 1437
     assert found_in("array_record:digits", digits.parent) == digits.parent
-    assert open_split("array_record:digits", "test", digits.parent, 100).size == 360
+    assert open_split("array_record:digits", "test", digits.parent, Selection(100)).size == 360
 
 
 def test_threads_and_other_processes(digits):
@@ -138,10 +160,10 @@ def test_a_shard_of_another_length_or_gone_is_refused_at_once(mine):
     path = mine / "test-00001-of-00002.array_record"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=rf"{path.name}: {size - 1:,} bytes, expected {size:,}; give the same"):
+    with pytest.raises(InputError, match=rf"{path.name}: {size - 1:,} bytes, expected {size:,}; repeat the same"):
         array_record("test", Path(), str(mine))
     path.unlink()
-    with pytest.raises(InputError, match=rf"{path.name}: no such shard; give the same `resnet-jax prepare` again"):
+    with pytest.raises(InputError, match=rf"{path.name}: no such shard; repeat the same `resnet-jax prepare`"):
         array_record("test", Path(), str(mine))
     source = array_record("train", Path(), str(mine))
     for path in mine.glob("train*"):
@@ -156,7 +178,7 @@ def test_a_shard_of_other_records_is_refused(mine):
     first, second = sorted(mine.glob("train*"))
     write_records(first, [b"what is this"] * 718)
     shards.close_readers()
-    with pytest.raises(InputError, match=rf"{first.name}: record 0 is no record of this format"):
+    with pytest.raises(InputError, match=rf"{first.name}: record 0 is not a record of this format"):
         source.read(0)
     write_records(second, [])
     with pytest.raises(InputError, match=rf"{second.name}: damaged, 0 records instead of 719"):
@@ -167,9 +189,20 @@ def test_a_shard_of_other_records_is_refused(mine):
         source.read(0)
 
 
+@pytest.mark.parametrize(
+    "about", [{"sha256": ["x"]}, {"file": ""}, {"file": ".."}, {"file": "x" * 300}, {"bytes": True}]
+)
+def test_an_index_of_other_types_is_refused(mine, about):
+    values = json.loads((mine / MANIFEST).read_text())
+    values["splits"]["train"]["shards"][0].update(about)
+    (mine / MANIFEST).write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"dataset\.json: damaged \(shard "):
+        array_record("train", Path(), str(mine))
+
+
 def test_without_its_list_a_folder_is_no_data_set(mine):
     (mine / MANIFEST).rename(mine / UNFINISHED)
-    with pytest.raises(InputError, match="digits: not packed to the end; give the same `resnet-jax prepare` again"):
+    with pytest.raises(InputError, match="digits: packing is not finished; repeat the same `resnet-jax prepare`"):
         array_record("train", Path(), str(mine))
     (mine / UNFINISHED).unlink()
     with pytest.raises(InputError, match=r"digits: no dataset.json in this folder; `resnet-jax prepare SOURCE digits`"):

@@ -18,7 +18,8 @@ from PIL import Image
 from resnet_jax.data.datasets import found_in, open_split, takes_preprocessing
 from resnet_jax.data.formats.folder import CHOOSE
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.data.source import MissingSplitError, to_arrays
+from resnet_jax.data.selection import Selection
+from resnet_jax.data.source import MissingSplitError, source_digest, to_arrays
 from resnet_jax.errors import InputError
 
 FEATURES = {
@@ -82,7 +83,7 @@ def test_by_name_and_by_path(pets, name):
 
 def test_by_absolute_path_and_of_another_size(pets):
     source = open_split(
-        f"tfds:{pets}", "train", Path("elsewhere"), validation=5, preprocessing=Preprocessing(image_size=4)
+        f"tfds:{pets}", "train", Path("elsewhere"), selection=Selection(5), preprocessing=Preprocessing(image_size=4)
     )
     assert to_arrays(source)[0].shape == (15, 4, 4, 3)
 
@@ -184,6 +185,37 @@ def test_what_is_not_prepared_names_the_command(tmp_path):
         open_split("tfds:", "train", tmp_path)
 
 
+def test_other_labels_of_the_same_size_are_other_data(pets, tmp_path):
+    swapped = [row | {"label": 1 - row["label"]} for row in rows(20)]
+    other = build(tmp_path, splits={"train": swapped, "test": rows(6)})
+    digests = {
+        (home, split): source_digest(open_split(f"tfds:{home}", split, tmp_path))
+        for home in (pets, other)
+        for split in ("train", "test")
+    }
+    (one,), (two,) = (list(home.glob("*train*")) for home in (pets, other))
+    assert one.stat().st_size == two.stat().st_size
+    assert digests[pets, "train"] != digests[other, "train"]
+    assert digests[pets, "test"] == digests[other, "test"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "message"),
+    [
+        ("features.json", '"numClasses": "2"', '"numClasses": "2147483648"', "2,147,483,648 classes, over 1,000,000"),
+        ("dataset_info.json", '"name": "train"', f'"name": "{"x" * 300}"', "no train split"),
+        ("dataset_info.json", '"name": "pets"', f'"name": "{"x" * 300}"', "File name too long"),
+    ],
+)
+def test_hostile_numbers_and_names(pets, tmp_path, name, before, after, message):
+    home = Path(shutil.copytree(pets, tmp_path / "pets"))
+    text = (home / name).read_text()
+    assert before in text
+    (home / name).write_text(text.replace(before, after))
+    with pytest.raises(InputError, match=message):
+        open_split(f"tfds:{home}", "train", tmp_path)
+
+
 def test_damaged_and_foreign_folders(pets, tmp_path):
     home = Path(shutil.copytree(pets, tmp_path / "pets"))
     name = f"tfds:{home}"
@@ -199,7 +231,7 @@ def test_damaged_and_foreign_folders(pets, tmp_path):
     info = (home / "dataset_info.json").read_text()
     (home / "dataset_info.json").write_text(info.replace('"array_record"', '"tfrecord"'))
     with pytest.raises(
-        InputError, match=r"prepared as tfrecord, only array_record is read; prepare it with `tfds build"
+        InputError, match=r"prepared as tfrecord, but only array_record can be read; prepare it with `tfds build"
     ):
         open_split(name, "train", tmp_path)
     (home / "dataset_info.json").write_text("{")
@@ -245,3 +277,65 @@ def test_quiet(pets, caplog, capfd):
     with caplog.at_level(logging.DEBUG, "root"):
         open_split(f"tfds:{pets}", "train", Path())
     assert capfd.readouterr() == ("", "")
+
+
+def mask_rows(count):
+    file = io.BytesIO()
+    Image.fromarray(np.array([[1, 2], [3, 3]], np.uint8)).save(file, "PNG")
+    return [{"image": png(i, (2, 2)), "label": i % 2, "segmentation_mask": file.getvalue()} for i in range(count)]
+
+
+def test_boxes(tmp_path):
+    each = {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(names=["ant", "bee"])}
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "objects": tfds.features.Sequence({**each, "is_difficult": np.bool_}),
+    }
+    box = tfds.features.BBox(ymin=0.25, xmin=0.5, ymax=1.0, xmax=0.75)
+    rows = [
+        {"image": png(9), "objects": [{"bbox": box, "label": 1, "is_difficult": True}]},
+        {"image": png(5), "objects": []},
+    ]
+    build(tmp_path, features=features, splits={"train": rows, "test": rows})
+    source = open_split("tfds_boxes:pets", "train", tmp_path)
+    assert source.classes == ("ant", "bee")
+    objects = source.read(0).target
+    assert objects.boxes.tolist() == [[4, 2, 6, 8]]
+    assert (objects.labels.tolist(), objects.crowd.tolist(), objects.area.tolist()) == ([1], [True], [12])
+    assert source.read(1).target.boxes.shape == (0, 4)
+
+
+def test_masks(tmp_path):
+    """As Oxford-IIIT Pet has them: an image, a label, and a mask whose values have no names."""
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": FEATURES["label"],
+        "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
+    }
+    splits = {"train": mask_rows(3), "test": mask_rows(2)}
+    home = build(tmp_path, features=features, splits=splits, supervised=("image", "label"))
+    with pytest.raises(InputError, match=r"no classes\.txt; name the classes in it"):
+        open_split("tfds_masks:pets", "train", tmp_path)
+    (home / "classes.txt").write_text("void\npet\nbackground\nignore\n")
+    source = pickle.loads(pickle.dumps(open_split("tfds_masks:pets", "train", tmp_path)))
+    assert (source.size, source.classes) == (3, ("pet", "background"))
+    images, masks = to_arrays(source)
+    assert images[:, 0, 0, 0].tolist() == [0, 1, 2]
+    assert masks.tolist() == [[[0, 1], [255, 255]]] * 3
+    assert to_arrays(open_split("tfds:pets", "test", tmp_path))[1].tolist() == [0, 1]
+    (home / "classes.txt").write_text("pet\nbackground\n")
+    with pytest.raises(InputError, match="pets/1.0.0: train example 0: class 2 in the mask, expected 0 to 1 or 255"):
+        open_split("tfds_masks:pets", "train", tmp_path).read(0)
+
+
+def test_masks_that_have_names_and_data_without_masks(tmp_path, pets):
+    features = {
+        "image": tfds.features.Image(shape=(2, 2, 3)),
+        "label": FEATURES["label"],
+        "segmentation_mask": tfds.features.LabeledImage(shape=(2, 2, 1), labels=["a", "void", "b", "c"]),
+    }
+    build(tmp_path, features=features, splits={"train": mask_rows(1)})
+    source = open_split("tfds_masks:pets", "train", tmp_path)
+    assert (source.classes, source.read(0).target.tolist()) == (("a", "b", "c"), [[255, 1], [2, 2]])
+    with pytest.raises(InputError, match=r"needs one image of 3 channels and one mask of 1, has image \(8, 8, 3\)"):
+        open_split(f"tfds_masks:{pets}", "train", tmp_path)

@@ -13,6 +13,7 @@ from resnet_jax.data.datasets import DATASETS
 from resnet_jax.data.prepare import Packing, prepare_data
 from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.errors import InputError
+from resnet_jax.input_pipeline import device_input
 from resnet_jax.input_pipeline.device_input import (
     IndexedBatch,
     abstract_step_input,
@@ -87,7 +88,8 @@ def test_large_images_are_evaluated_in_smaller_batches():
 
 
 def test_the_bound_is_that_of_the_split():
-    bytes_of = IMAGES.nbytes / 2**30
+    # Of images and of targets, int32 each
+    bytes_of = (IMAGES.nbytes + 4 * len(IMAGES)) / 2**30
     mesh = data_mesh(1)
     assert open_device_split(SOURCE, mesh, DataLoading(device_cache_gib=bytes_of)).arrays is not None
     assert open_device_split(SOURCE, mesh, DataLoading(device_cache_gib=0.9 * bytes_of)).arrays is None
@@ -111,7 +113,7 @@ def test_corrupt_images_are_logged_once_and_counted():
     for _ in range(2):
         log_corrupt()
     assert said == [f"{index}.jpg: damaged; replaced by the next image" for index in (3, 5)]
-    with pytest.raises(InputError, match=r"5\.jpg: damaged; so are 1 others, more than --max-corrupt-fraction allows"):
+    with pytest.raises(InputError, match=r"5\.jpg: damaged, and 1 others, more than --max-corrupt-fraction allows"):
         corrupt_log(corrupt, 1, said.append)()
 
 
@@ -185,6 +187,16 @@ def test_any_source_goes_on_from_any_step_with_any_threads(photos, name, crop):
     assert same or not size
 
 
+@pytest.mark.parametrize("gib", [0.0, 1.0])
+def test_fewer_images_are_evaluated_at_once_if_each_pixel_has_many_outputs(gib, monkeypatch):
+    masks = Source(
+        6, tuple(map(str, range(40))), lambda i: Example(np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8))
+    )
+    monkeypatch.setattr(device_input, "_EVAL_DENSE", 40 * 8 * 8 * 2)
+    split = open_device_split(masks, data_mesh(1), DataLoading(device_cache_gib=gib, num_threads=0))
+    assert [batch.mask.shape for batch in evaluation_batches(split)] == [(2,)] * 3
+
+
 def test_crops_of_originals_need_originals(tiny):
     recipe = replace(
         tiny, data=Data(name="tiny", image_size=8), augment=Augment(random_resized_crop=True, rrc_from="original")
@@ -198,7 +210,7 @@ def test_crops_of_originals_need_originals(tiny):
     [
         ({"device_cache_gib": -1.0}, "--device-cache-gib is -1.0; it must not be negative"),
         ({"num_threads": -1}, "--num-threads is -1; it must not be negative"),
-        ({"max_corrupt_fraction": 1.5}, "--max-corrupt-fraction is 1.5; it must be a fraction, 0 to 1"),
+        ({"max_corrupt_fraction": 1.5}, "--max-corrupt-fraction is 1.5; it must be 0 to 1"),
     ],
 )
 def test_options_that_make_no_sense(tiny, tmp_path, options, message):

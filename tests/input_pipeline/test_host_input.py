@@ -98,7 +98,7 @@ def test_images_of_two_sizes_are_refused():
     def read(index, _):
         return Example(np.zeros((1 + index % 2, 1, 1), np.uint8), 0)
 
-    with pytest.raises(InputError, match="set data.image_size to bring all to one size"):
+    with pytest.raises(InputError, match="set data.image_size to resize all to one size"):
         batches(read)
 
 
@@ -126,7 +126,7 @@ def test_what_takes_its_place_is_always_the_same(threads):
 
 
 def test_where_all_is_bad_reading_gives_up():
-    with pytest.raises(InputError, match=r"5\.jpg: damaged; so are the 29 after it"):
+    with pytest.raises(InputError, match=r"5\.jpg: damaged; the next 29 images cannot be read either"):
         skip_corrupt(broken(*range(30)), 30, {})(5, 0)
 
 

@@ -17,7 +17,9 @@ from resnet_jax.input_pipeline.preprocess import make_preprocess, require_movabl
 from resnet_jax.input_pipeline.sampler import Batch
 from resnet_jax.recipe import Augment, Data, Recipe, check
 from resnet_jax.tasks.classification import classification
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.init import init_train_state
+from resnet_jax.training.make_step import make_train_step, step_key
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 
 IMAGES = jax.random.randint(jax.random.key(0), (8, 10, 12, 3), 0, 256).astype(jnp.uint8)
@@ -43,6 +45,17 @@ def whole(images, targets, indices=None):
 def preprocess(**fields):
     recipe = check(Recipe(augment=Augment(**{"crop_padding": 0, **fields}), data=Data(mean=(0.4,), std=(0.2,))))
     return jax.jit(make_preprocess(recipe, 100, 10, SOFT))(KEY, 3, whole(IMAGES, jnp.arange(8))).image
+
+
+def test_all_frames_of_a_video_are_changed_alike():
+    fields = {"crop_padding": 1, "hflip": True, "random_resized_crop": True, "train_crop_size": 6, "brightness": 0.5}
+    recipe = check(Recipe(augment=Augment(**fields)))
+    step = jax.jit(make_preprocess(recipe, 100, 10, SOFT))
+    still = jnp.repeat(IMAGES[:, None], 3, 1)
+    changed, alone = (step(KEY, 3, whole(pixels, jnp.arange(8))).image for pixels in (still, IMAGES))
+    assert changed.shape == (8, 3, 6, 6, 3)
+    for frame in range(3):
+        np.testing.assert_array_equal(changed[:, frame], alone)
 
 
 def test_crop_and_flip_are_those_of_augment():
@@ -128,21 +141,28 @@ MASKS = np.repeat(np.repeat(np.random.default_rng(0).integers(0, 3, (8, 3, 4), n
         ({"hflip": True}, None),
         ({"alternating_hflip": True}, None),
         ({"random_resized_crop": True, "train_crop_size": 9}, None),
+        ({"scale_jitter": (0.4, 2.0), "train_crop_size": 10}, None),
+        ({"crop_padding": 3}, None),
         ({"hflip": True, "crop_padding": 3, "pad_mode": "reflect"}, 24),
     ],
 )
 def test_a_mask_moves_with_its_image_and_is_not_interpolated(fields, image_size):
     augment = Augment(**{"crop_padding": 0, **fields})
-    require_movable_target(augment, MASKS[0, ..., None], MASKS[0])
+    require_movable_target(augment, MASKS[0, ..., None], MASKS[0], fill=7)
     recipe = check(Recipe(augment=augment, data=Data(mean=(0.0,), std=(1.0,))))
     batch = whole(MASKS[..., None] * np.uint8(120), MASKS, jnp.arange(8))
-    out = jax.jit(make_preprocess(recipe, 8, 3, image_size=image_size))(KEY, 0, batch)
+    out = jax.jit(make_preprocess(recipe, 8, 3, image_size=image_size, fill=7))(KEY, 0, batch)
     masks, shown = np.asarray(out.target), np.asarray(out.image)[..., 0] * 255
     assert (masks.dtype, masks.shape) == (np.uint8, shown.shape)
     assert masks.shape != MASKS.shape or not np.array_equal(masks, MASKS)
+    # Padding is black, and without label
+    padded = masks == 7
+    assert padded.any() == bool(augment.scale_jitter[0] < 1 or fields == {"crop_padding": 3})
+    assert not shown[padded].any()
     # Pixels between two blocks are mixed in an image that is resized
-    same = abs(shown / 120 - masks) < 0.5
-    assert same.mean() > (0.8 if image_size or augment.random_resized_crop else 0.999)
+    same = (abs(shown / 120 - masks) < 0.5)[~padded]
+    resized = image_size or augment.random_resized_crop or augment.scale_jitter[0] < 1
+    assert same.mean() > (0.8 if resized else 0.999)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +172,7 @@ def test_a_mask_moves_with_its_image_and_is_not_interpolated(fields, image_size)
         ({"policy": "trivialaugment_wide"}, (12, 16), "augment.policy is trivialaugment_wide, which moves images but"),
         ({"hflip": True}, (4, 3), r"augment.hflip is True, which moves images but not targets of shape \(4, 3\)"),
         ({"cutmix_alpha": 1.0}, (12, 16), "augment.cutmix_alpha is 1.0, which moves"),
-        ({"random_resized_crop": True, "rrc_from": "original"}, (12, 16), "augment.rrc_from is original, which moves"),
+        ({"scale_jitter": (0.5, 2.0)}, (12, 16), "augment.scale_jitter adds black, which has no target: take"),
     ],
 )
 def test_what_would_move_the_image_alone_is_refused(fields, target, message):
@@ -184,7 +204,7 @@ def test_steps_with_all_this_are_the_same_from_host_and_devices(tiny, tmp_path):
     for loading in (DataLoading(), DataLoading(device_cache_gib=0.0, num_threads=0)):
         state = init_train_state(setup)
         for inputs in training_batches(open_device_split(sources.train, setup.mesh, loading), recipe, range(3)):
-            state, status = step(state, inputs, step_key(setup))
-        ends.append(jax.device_get((state.params, status)))
+            state, sums = step(state, inputs, step_key(setup))
+        ends.append(jax.device_get((state.params, sums)))
     chex.assert_trees_all_equal(*ends)
     assert np.isfinite(ends[0][1].sums["loss"])

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from resnet_jax.data.permutation import Draws, epoch_draws
 from resnet_jax.input_pipeline.sampler import batch_indices, epoch_permutation, evaluation_indices, times_seen
 
 SIZES = st.integers(1, 50)
@@ -30,6 +31,14 @@ def test_batches_are_the_epochs_one_after_another(seed, size, batch, epochs):
     expected = np.concatenate([epoch_permutation(seed, epoch, size) for epoch in range(epochs)])
     np.testing.assert_array_equal(stream[: epochs * size], expected)
     assert stream.dtype == np.int32
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_weighted_epochs_follow_each_other(repeats):
+    draws = Draws(np.arange(1.0, 8.0), np.zeros(7, int))
+    stream = np.concatenate([batch_indices(3, step, 4, 7, repeats, draws)[: 4 // repeats] for step in range(14)])
+    expected = np.concatenate([epoch_draws(3, epoch, draws) for epoch in range(8)])
+    np.testing.assert_array_equal(stream, expected[: len(stream)])
 
 
 def test_seeds_and_epochs_differ():

@@ -21,10 +21,13 @@ def normalize(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
     """Normalise uint8 (..., c) to float32: pixels in 0 to 1, less `mean`, divided by `std`.
 
     `mean` and `std` are one number, or one per channel. With JAX's 64 bits enabled the result is float64, as in mixing.
+    Sound, int16, is likewise in -1 to 1; text, int32, stays as it is.
     """
+    if image.dtype == jnp.int32:
+        return image
     shape = (1,) * (image.ndim - 1) + (-1,)
     center, scale = (jnp.asarray(v, float).reshape(shape) for v in (mean, std))
-    return (image.astype(float) / 255 - center) / scale
+    return (image.astype(float) / (32768 if image.dtype == jnp.int16 else 255) - center) / scale
 
 
 def augment_one(

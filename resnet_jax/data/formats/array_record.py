@@ -26,7 +26,7 @@ def array_record(split: str, folder: Path, path: str, preprocessing: Preprocessi
     if not shards:
         known = ", ".join(manifest.splits)
         raise MissingSplitError(
-            f"{home}: no {split} split here, only {known}; hold training images out by data.num_validation"
+            f"{home}: no {split} split here, only {known}; hold training images out with data.num_validation"
         )
     for shard in shards:
         _require_whole(home, manifest, shard)
@@ -34,7 +34,8 @@ def array_record(split: str, folder: Path, path: str, preprocessing: Preprocessi
     if not ends[-1]:
         raise InputError(f"{home}: no examples in the {split} split; pack more images")
     digest = partial(sha256_of, [[shard.examples, shard.sha256] for shard in shards])
-    source = from_raw(ends[-1], manifest.classes, partial(_example, home, shards, ends), preprocessing, digest=digest)
+    raw = partial(_example, home, shards, ends, len(manifest.classes))
+    source = from_raw(ends[-1], manifest.classes, raw, preprocessing, digest=digest)
     require_one_size(source, home, preprocessing)
     return source
 
@@ -43,7 +44,7 @@ def _manifest(home: Path) -> ShardIndex:
     if (home / MANIFEST).is_file():
         return read_index(home / MANIFEST)
     if (home / UNFINISHED).is_file():
-        raise InputError(f"{home}: not packed to the end; give the same `resnet-jax prepare` again")
+        raise InputError(f"{home}: packing is not finished; repeat the same `resnet-jax prepare`")
     what = f"no {MANIFEST} in this folder" if home.is_dir() else "no such folder"
     raise InputError(f"{home}: {what}; `resnet-jax prepare SOURCE {home.name}` packs a data set")
 
@@ -53,11 +54,11 @@ def _require_whole(home: Path, manifest: ShardIndex, shard: Shard) -> None:
     size = path.stat().st_size if path.is_file() else None
     if size != shard.bytes:
         what = "no such shard" if size is None else f"{size:,} bytes, expected {shard.bytes:,}"
-        raise InputError(f"{path}: {what}; give the same `resnet-jax prepare` again")
+        raise InputError(f"{path}: {what}; repeat the same `resnet-jax prepare`")
     if shard.examples:
         require_labels(shard.last_label, len(manifest.classes), str(path))
 
 
-def _example(home: Path, shards: tuple[Shard, ...], ends: tuple[int, ...], index: int) -> RawExample:
+def _example(home: Path, shards: tuple[Shard, ...], ends: tuple[int, ...], classes: int, index: int) -> RawExample:
     number = bisect_right(ends, index)
-    return read_record(home, shards[number], index - (ends[number - 1] if number else 0))
+    return read_record(home, shards[number], index - (ends[number - 1] if number else 0), classes)

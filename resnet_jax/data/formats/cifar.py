@@ -148,7 +148,7 @@ def _find(kind: _Kind, folder: Path) -> tuple[_Layout, Path]:
                 return layout, archive
     found, home, missing = best
     if found:
-        raise InputError(f"{home}: {kind.title} is incomplete, {', '.join(missing)} is missing")
+        raise InputError(f"{home}: {kind.title} is incomplete; missing: {', '.join(missing)}")
     folders, archives = (
         f"{a} or {b}" for a, b in zip(*((f"{x.folder}/", x.archive) for x in kind.layouts), strict=True)
     )
@@ -184,7 +184,7 @@ def _members(archive: Path, names: Sequence[str]) -> dict[str, bytes]:
         raise InputError(f"{archive}: the archive is damaged ({first_line(error)}); download it again") from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise InputError(f"{archive}: {', '.join(missing)} is missing in this archive; download it again")
+        raise InputError(f"{archive}: this archive lacks {', '.join(missing)}; download it again")
     return {name.rpartition("/")[2]: content for name, content in found.items()}
 
 
@@ -210,7 +210,7 @@ def _class_names(kind: _Kind, path: Path, content: bytes) -> tuple[str, ...]:
     names = content.splitlines() if path.suffix else _unpickle(path, content)[b"fine_label_names"]
     classes = tuple(name.decode("ascii", "replace").strip() for name in names if name.strip())
     if len(set(classes)) != kind.classes or len(classes) != kind.classes:
-        raise InputError(f"{path}: not the names of {kind.classes} classes, a line each; download it again")
+        raise InputError(f"{path}: not the names of {kind.classes} classes, one per line; download it again")
     return classes
 
 

@@ -8,8 +8,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from resnet_jax.data.formats.folder import CHOOSE, resolve_root
+from resnet_jax.data.formats.masks import classes_and_values, read_names
 from resnet_jax.data.image import Preprocessing
+from resnet_jax.data.masks import MaskFile
+from resnet_jax.data.objects import StoredObjects
 from resnet_jax.data.source import (
     MissingSplitError,
     RawExample,
@@ -18,14 +23,22 @@ from resnet_jax.data.source import (
     probe_indices,
     require_labels,
     require_one_size,
+    sample_digest,
 )
 from resnet_jax.errors import InputError, first_line, nearest
+from resnet_jax.models.detection.objects import make_objects
 from resnet_jax.runtime.checksum import sha256_of
 
 # The first existing split is used
 _SPLITS = {"train": ("train",), "test": ("test", "validation")}
+_MOST_CLASSES = 1_000_000
 # Modules of the library's own feature classes
 _OWN_FEATURES = "tensorflow_datasets.core.features."
+
+# (folder, information) -> keys of image and target, the classes, and the class of each value of a mask; () for labels
+_Choose = Callable[[Path, Any], tuple[str, str, list[str], tuple[int, ...]]]
+# Features of an object that count it as a crowd
+_CROWDS = ("is_crowd", "is_difficult")
 
 
 class _Part(NamedTuple):
@@ -37,9 +50,11 @@ class _Part(NamedTuple):
     image: str
     """Key of the image among the features."""
     label: str
-    """Key of the label."""
+    """Key of the label, of the mask, or of the objects."""
     channels: int
     classes: int
+    values: tuple[int, ...] = ()
+    """Class of each value of a mask; () for labels."""
 
 
 def tensorflow_datasets(
@@ -58,31 +73,108 @@ def tensorflow_datasets(
     """
     home = _home(path, folder).resolve()
     with _refusing(home):
-        info = _builder(home).info
+        return _source(home, split, folder, preprocessing, test_split, _labels_of)
+
+
+def tensorflow_masks(
+    split: str,
+    folder: Path,
+    path: str,
+    preprocessing: Preprocessing = Preprocessing(),
+    test_split: str | None = None,
+) -> Source:
+    """TensorFlow Datasets with masks of classes, such as tfds_masks:oxford_iiit_pet.
+
+    The features must be one RGB image and one image of one channel, the mask. The names of its values are those of a
+    LabeledImage, or the lines of classes.txt in the folder of the version, as in `masks:PATH`. The rest is as for tfds.
+    """
+    home = _home(path, folder).resolve()
+    with _refusing(home):
+        return _source(home, split, folder, preprocessing, test_split, _masks_of)
+
+
+def tensorflow_boxes(
+    split: str,
+    folder: Path,
+    path: str,
+    preprocessing: Preprocessing = Preprocessing(),
+    test_split: str | None = None,
+) -> Source:
+    """TensorFlow Datasets with boxes, such as tfds_boxes:voc/2012.
+
+    The features must be one RGB image and a sequence of objects, each with a `BBoxFeature` "bbox" and a class label
+    "label". Those that are a crowd or difficult are neither learned nor missed. The rest is as for tfds.
+    """
+    home = _home(path, folder).resolve()
+    with _refusing(home):
+        return _source(home, split, folder, preprocessing, test_split, _objects_of)
+
+
+def _source(
+    home: Path, split: str, folder: Path, preprocessing: Preprocessing, test_split: str | None, choose: _Choose
+) -> Source:
+    """Return the source of a split of the data set in a folder; the package's errors, and its files, may be any."""
+    info = _builder(home).info
     if info.file_format is None or info.file_format.value != "array_record":
         kind = info.file_format.value if info.file_format else "something else"
-        raise InputError(f"{home}: prepared as {kind}, only array_record is read; {_prepare(info.name, folder)}")
+        raise InputError(
+            f"{home}: prepared as {kind}, but only array_record can be read; {_prepare(info.name, folder)}"
+        )
     wanted = (test_split,) if test_split and split == "test" else _SPLITS[split]
     present = [name for name in wanted if name in info.splits]
     if not present:
         raise MissingSplitError(f"{home}: no {' or '.join(wanted)} split, only {', '.join(info.splits)}")
-    image, label = _keys(home, info.features, info.supervised_keys)
-    channels, names = _channels(home, info.features[image]), _class_names(home, info.features[label])
-    part = _Part(str(home), present[0], image, label, channels, len(names))
+    image, label, names, values = choose(home, info)
+    part = _Part(str(home), present[0], image, label, _channels(home, info.features[image]), len(names), values)
     size, notes = _size(part, info.splits[part.split]), tuple[str, ...]()
-    if len(present) > 1:
+    if len(present) > 1 and choose is _labels_of:
         part, notes = _labelled(part, size, present[1])
         size = _size(part, info.splits[part.split])
     raw = partial(_example, part)
     for index in probe_indices(size):
         # Labels that are all out of range are found here
         raw(int(index))
-    digest = partial(
-        sha256_of, [[Path(file).name, Path(file).stat().st_size] for file in info.splits[part.split].filepaths]
-    )
-    source = from_raw(size, names, raw, preprocessing, digest=digest)
+    files = [[Path(file).name, Path(file).stat().st_size] for file in info.splits[part.split].filepaths]
+    source = from_raw(size, names, raw, preprocessing)
+    source = source._replace(digest=partial(_digest, files, source))
     require_one_size(source, home, preprocessing)
     return source._replace(notes=notes)
+
+
+def _digest(files: list[list[Any]], source: Source) -> str:
+    """Return the SHA-256 of names and sizes of the files and of a sample: other labels may take as many bytes."""
+    return sha256_of([files, sample_digest(source)])
+
+
+def _labels_of(home: Path, info: Any) -> tuple[str, str, list[str], tuple[int, ...]]:
+    image, label = _keys(home, info.features, info.supervised_keys)
+    return image, label, list(_class_names(home, info.features[label])), ()
+
+
+def _masks_of(home: Path, info: Any) -> tuple[str, str, list[str], tuple[int, ...]]:
+    pictures = {name: f for name, f in info.features.items() if isinstance(f, _library().features.Image)}
+    found = [[name for name, f in pictures.items() if f.shape[-1] == channels] for channels in (3, 1)]
+    if [len(names) for names in found] != [1, 1]:
+        has = ", ".join(f"{name} {feature.shape}" for name, feature in sorted(pictures.items()))
+        raise InputError(f"{home}: needs one image of 3 channels and one mask of 1, has {has or 'no images'}")
+    (image,), (mask,) = found
+    names = getattr(pictures[mask], "names", None) or read_names(home)
+    return image, mask, *classes_and_values(names)
+
+
+def _objects_of(home: Path, info: Any) -> tuple[str, str, list[str], tuple[int, ...]]:
+    kinds, known = _library().features, dict(info.features.items())
+    pictures = [name for name, feature in known.items() if isinstance(feature, kinds.Image)]
+    lists = {name: feature.feature for name, feature in known.items() if isinstance(feature, kinds.Sequence)}
+    parts = {name: dict(each.items()) for name, each in lists.items() if isinstance(each, kinds.FeaturesDict)}
+    wanted = {"bbox": kinds.BBoxFeature, "label": kinds.ClassLabel}
+    found = [
+        name for name, each in parts.items() if all(isinstance(each.get(key), kind) for key, kind in wanted.items())
+    ]
+    if len(pictures) != 1 or len(found) != 1:
+        has = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in sorted(known.items()))
+        raise InputError(f"{home}: needs one image and a sequence of objects with bbox and label, has {has}")
+    return pictures[0], found[0], list(_class_names(home, parts[found[0]]["label"])), ()
 
 
 def _size(part: _Part, split: Any) -> int:
@@ -90,8 +182,7 @@ def _size(part: _Part, split: Any) -> int:
     for file in split.filepaths:
         if not Path(file).is_file():
             raise InputError(f"{file}: no such shard; prepare the data set again")
-    with _refusing(Path(part.home)):
-        size = len(_opened(part)[0])
+    size = len(_opened(part)[0])
     if not size:
         raise InputError(f"{part.home}: no examples in the {part.split} split; prepare the data set again")
     return size
@@ -206,7 +297,9 @@ def _channels(home: Path, feature: Any) -> int:
 
 def _class_names(home: Path, feature: Any) -> tuple[str, ...]:
     if not feature.num_classes:
-        raise InputError(f"{home}: the number of classes is not known; choose a data set that says it")
+        raise InputError(f"{home}: the number of classes is not known; choose a data set that defines it")
+    if feature.num_classes > _MOST_CLASSES:
+        raise InputError(f"{home}: {feature.num_classes:,} classes, over {_MOST_CLASSES:,}; prepare the data set again")
     return tuple(feature.int2str(label) for label in range(feature.num_classes))
 
 
@@ -220,7 +313,8 @@ def _opened(part: _Part) -> tuple[Any, Callable[[bytes], dict[str, Any]]]:
     builder = _builder(Path(part.home))
     raw = library.decode.DeserializeMethod.RAW_BYTES
     features = library.features.FeaturesDict({key: builder.info.features[key] for key in (part.image, part.label)})
-    decoders = {part.image: library.decode.SkipDecoding()}
+    pictures = (part.image, part.label) if part.values else (part.image,)
+    decoders = dict.fromkeys(pictures, library.decode.SkipDecoding())
     parse = partial(features.deserialize_example_np, decoders=decoders)
     return builder.as_data_source(part.split, deserialize_method=raw), parse
 
@@ -243,6 +337,18 @@ def _where(part: _Part, index: int) -> str:
 
 def _example(part: _Part, index: int) -> RawExample:
     where, values = _where(part, index), _features(part, index)
+    if part.values:
+        target = MaskFile(bytes(values[part.label]), part.values, where)
+        return RawExample(bytes(values[part.image]), target, "", where, part.channels)
+    if isinstance(values[part.label], dict):
+        return RawExample(bytes(values[part.image]), _objects(values[part.label], where), "", where, part.channels)
     label = int(values[part.label])
     require_labels(label, part.classes, where)
     return RawExample(bytes(values[part.image]), label, "", where, part.channels)
+
+
+def _objects(values: dict[str, Any], where: str) -> StoredObjects:
+    """Return the objects of an example; boxes are y1, x1, y2, x2 as fractions of the image."""
+    boxes = np.asarray(values["bbox"], np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
+    crowd = np.any([np.asarray(values.get(name, np.zeros(len(boxes))), bool) for name in _CROWDS], 0)
+    return StoredObjects(make_objects(boxes, values["label"], crowd), where, relative=True)
