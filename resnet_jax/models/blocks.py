@@ -5,16 +5,19 @@ mode: a block never sees the mode. `shortcut` is one of `resnet_jax.models.short
 
 Reference:
     He et al. 2015, "Deep residual learning"; He et al. 2016, "Identity mappings"; Zagoruyko and Komodakis 2016 (wide);
-    Xie et al. 2017 (groups); Hu et al. 2018 (gate); Huang et al. 2016 (stochastic depth); Zhang 2019 (anti-aliasing).
+    Xie et al. 2017 (groups); Hu et al. 2018 (gate); Huang et al. 2016 (stochastic depth); Zhang 2019 (anti-aliasing);
+    Sandler et al. 2018 (inverted residual).
 """
 
 from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 from flax import linen as nn
 from jax import Array
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.layers import Activation, ConvDef, NormDef, blur_pool, max_pool
+from resnet_jax.models.layers import Activation, ConvDef, Extent, NormDef, max_pool
 
 
 def identity(x: Array) -> Array:
@@ -37,7 +40,7 @@ class Block(nn.Module):
             stride became a dilation.
         groups: number of groups of the 3x3 convolutions.
         base_width: channels of each group of a branch for every 64 `features`.
-        antialias: blur before subsampling.
+        antialias: smooths (b, spatial..., c) and subsamples by a stride, at a dilation; None: a convolution does.
         gate: builds the module that scales the channels at the end of a branch, such as `SqueezeExcite`.
         dropout: drops activations before the last convolution (Zagoruyko and Komodakis 2016, section 2.4).
         drop_path: drops whole branches, image by image.
@@ -52,7 +55,7 @@ class Block(nn.Module):
     dilations: tuple[int, int] = (1, 1)
     groups: int = 1
     base_width: int = 64
-    antialias: bool = False
+    antialias: Callable[..., Array] | None = None
     gate: Callable[..., nn.Module] | None = None
     dropout: Activation = identity
     drop_path: Activation = identity
@@ -61,20 +64,25 @@ class Block(nn.Module):
     preactivation = False
     """Whether the network needs a final normalisation and activation."""
 
+    @staticmethod
+    def extent(stride: int) -> Extent:
+        """Return the stride along each spatial axis of a block of that stride."""
+        return stride
+
     @property
     def branch_width(self) -> int:
         """Channels of the 3x3 convolutions."""
         return self.features * self.base_width // 64 * self.groups
 
     @property
-    def conv_stride(self) -> int:
-        """Stride of the convolution that subsamples; 1 if the blur subsamples instead."""
-        return 1 if self.antialias else self.stride
+    def conv_stride(self) -> Extent:
+        """Stride of the convolution that subsamples; 1 if `antialias` subsamples instead."""
+        return 1 if self.antialias else self.extent(self.stride)
 
     def subsample(self, y: Array) -> Array:
-        """Blur and subsample after the activation that follows the strided convolution, if antialiased."""
+        """Smooth and subsample after the activation that follows the strided convolution, if antialiased."""
         if self.antialias and (self.stride > 1 or self.dilations[0] != self.dilations[1]):
-            return blur_pool(y, self.stride, self.dilations[0])
+            return self.antialias(y, self.stride, self.dilations[0])
         return y
 
     def finish_branch(self, y: Array) -> Array:
@@ -86,21 +94,63 @@ class Block(nn.Module):
     def make_shortcut(self, norm: NormDef | None = None) -> nn.Module:
         """Build the shortcut, to be called with the input of the block."""
         features = self.features * self.expansion
-        fields = (features, self.stride, self.conv, norm or self.norm, self.dilations)
+        fields = (features, self.extent(self.stride), self.conv, norm or self.norm, self.dilations)
         return self.shortcut(*fields, name="shortcut")
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions; the first carries the stride (He et al. 2015, figure 5, left)."""
 
+    kernel: ClassVar[Extent] = 3
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         before, after = self.dilations
-        y = self.conv(self.branch_width, stride=self.conv_stride, dilation=before, groups=self.groups, name="conv1")(x)
+        conv = partial(self.conv, kernel=self.kernel, groups=self.groups)
+        y = conv(self.branch_width, stride=self.conv_stride, dilation=before, name="conv1")(x)
         y = self.dropout(self.subsample(self.act(self.norm(name="norm1")(y))))
-        y = self.conv(self.features, dilation=after, groups=self.groups, name="conv2")(y)
+        y = conv(self.features, dilation=after, name="conv2")(y)
         y = self.finish_branch(self.norm(name="norm2", last=True)(y))
         return self.act(self.make_shortcut()(x) + y)
+
+
+class FrameBlock(BasicBlock):
+    """`BasicBlock` for video that sees one frame at a time: 1x3x3, no stride in time (Tran et al. 2018, MC3)."""
+
+    kernel = (1, 3, 3)
+
+    @staticmethod
+    def extent(stride: int) -> Extent:
+        return 1 if stride == 1 else (1, stride, stride)
+
+    def subsample(self, y: Array) -> Array:
+        if self.antialias:
+            raise InputError("antialias: it would subsample time, which a FrameBlock keeps; leave it out")
+        return y
+
+
+class R2Plus1DBlock(Block):
+    """`BasicBlock` for video whose 3x3x3 convolutions are factored: 1x3x3 in space, then 3x1x1 in time.
+
+    Between the two, a normalisation and an activation; the channels there make a factored convolution have as many
+    parameters as a whole one (Tran et al. 2018, section 3.5). As in torchvision, both pairs have those of the first.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y, inputs, width = x, x.shape[-1], self.features
+        middle = inputs * width * 27 // (inputs * 9 + 3 * width)
+        for pair, (stride, dilation) in enumerate(
+            zip((1 if self.antialias else self.stride, 1), self.dilations, strict=True)
+        ):
+            first, second = 2 * pair + 1, 2 * pair + 2
+            space, time = ((1, stride, stride), (stride, 1, 1))
+            y = self.conv(middle, kernel=(1, 3, 3), stride=space, dilation=dilation, name=f"conv{first}")(y)
+            y = self.act(self.norm(name=f"norm{first}")(y))
+            y = self.conv(width, kernel=(3, 1, 1), stride=time, dilation=dilation, name=f"conv{second}")(y)
+            y = self.norm(name=f"norm{second}", last=pair == 1)(y)
+            y = y if pair else self.dropout(self.subsample(self.act(y)))
+        return self.act(self.make_shortcut()(x) + self.finish_branch(y))
 
 
 class Bottleneck(Block):
@@ -191,7 +241,33 @@ class PooledBlock(Block):
         return x + self.finish_branch(y)
 
 
+class InvertedResidual(Block):
+    """1x1 convolution to six times the input's channels, depthwise 3x3, and a 1x1 without activation.
+
+    The 3x3 carries the stride (Sandler et al. 2018, figure 3b). Widths and groups of the branch follow from the input.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        wide, dilation = 6 * x.shape[-1], self.dilations[0]
+        y = self.act(self.norm(name="norm1")(self.conv(wide, kernel=1, name="conv1")(x)))
+        y = self.conv(wide, stride=self.conv_stride, dilation=dilation, groups=wide, name="conv2")(y)
+        y = self.dropout(self.subsample(self.act(self.norm(name="norm2")(y))))
+        y = self.finish_branch(self.norm(name="norm3", last=True)(self.conv(self.features, kernel=1, name="conv3")(y)))
+        return self.make_shortcut()(x) + y
+
+
 BLOCKS: dict[str, type[Block]] = {
     block.__name__: block
-    for block in (BasicBlock, Bottleneck, OriginalBottleneck, PreActBasicBlock, PreActBottleneck, PooledBlock)
+    for block in (
+        BasicBlock,
+        Bottleneck,
+        OriginalBottleneck,
+        PreActBasicBlock,
+        PreActBottleneck,
+        PooledBlock,
+        FrameBlock,
+        R2Plus1DBlock,
+        InvertedResidual,
+    )
 }

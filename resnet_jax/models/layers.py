@@ -4,9 +4,10 @@ Axes: b batch, spatial axes, c channels; the rank is that of the input.
 
 Reference:
     He et al. 2015, "Delving deep into rectifiers" (initialisation); Qiao et al. 2019 (weight standardisation);
-    Zhang 2019 (anti-aliasing); Hu et al. 2018 (squeeze and excitation).
+    Zhang 2019 (anti-aliasing); Hu et al. 2018 (squeeze and excitation); Wang et al. 2020 (efficient channel attention).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -35,7 +36,7 @@ def extents(extent: Extent, rank: int) -> tuple[int, ...]:
     """Return one extent for each of `rank` spatial axes; raise ValueError if their number differs."""
     each = (extent,) * rank if isinstance(extent, int) else extent
     if len(each) != rank:
-        raise ValueError(f"{extent} has {len(each)} extents, the input {rank} spatial axes")
+        raise ValueError(f"{extent} has {len(each)} values, but the input has {rank} spatial axes")
     return each
 
 
@@ -52,6 +53,7 @@ class Conv(nn.Module):
         groups: number of groups of channels, each convolved alone (Xie et al. 2017).
         bias: whether to add a bias.
         dtype: dtype of the computation; the parameters stay in float32. None is that of the input.
+        quantizer: builds a layer (x, kernel) -> (x, kernel) that rounds both, such as `FakeQuant`.
     """
 
     features: int
@@ -62,6 +64,8 @@ class Conv(nn.Module):
     bias: bool = False
     dtype: DTypeLike | None = None
     kernel_init: Initializer = he_normal_fan_out
+    quantizer: Callable[..., nn.Module] | None = None
+    bias_init: Initializer = zeros
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -69,11 +73,13 @@ class Conv(nn.Module):
         window = extents(self.kernel, rank)
         shape = (*window, x.shape[-1] // self.groups, self.features)
         kernel = self.standardize(self.param("kernel", self.kernel_init, shape, jnp.float32))
+        if self.quantizer is not None:
+            x, kernel = self.quantizer(name="quant")(x, kernel)
         dtype = self.dtype or x.dtype
         y = self.convolve(x.astype(dtype), kernel.astype(dtype))
         if not self.bias:
             return y
-        bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return y + bias.astype(dtype).reshape((1,) * (rank + 1) + (-1,))
 
     def convolve(self, x: Array, kernel: Array) -> Array:
@@ -140,12 +146,58 @@ class SqueezeExcite(nn.Module):
         return x * y.reshape(x.shape[0], *(1,) * (x.ndim - 2), channels)
 
 
+class EfficientChannelAttention(nn.Module):
+    """Scale every channel by a gate in 0 to 1, computed from the means of the channels next to it.
+
+    Their number grows with that of all channels, and is odd.
+
+    Attributes:
+        dtype: dtype of the computation; None is that of the input.
+
+    Reference:
+        Wang et al. 2020, "ECA-Net", section 3.2.
+    """
+
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        nearby = max(3, int((math.log2(channels) + 1) / 2) // 2 * 2 + 1)
+        y = x.mean(tuple(range(1, x.ndim - 1)))[..., None]
+        y = nn.sigmoid(Conv(1, nearby, dtype=self.dtype, name="conv")(y))
+        return x * y.reshape(x.shape[0], *(1,) * (x.ndim - 2), channels)
+
+
+@jax.custom_jvp
+def relu(x: Array) -> Array:
+    """Return max(x, 0); its gradient is 0 where the result is.
+
+    The gradient is masked by the result, which the next layer keeps anyway. By the input, as in `jax.nn.relu`, XLA's
+    compiler for GPUs computes a normalisation and a sum once more: for ResNet-50 3.5 % of a step's memory traffic.
+
+    Example:
+        >>> relu(jnp.array([-1.0, 2.0])).tolist()
+        [0.0, 2.0]
+    """
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = relu(primals[0])
+    # Of y > 0 XLA would make x > 0
+    return y, jnp.where(y != 0, tangents[0], jnp.zeros_like(tangents[0]))
+
+
 def max_pool(x: Array, kernel: int = 3, stride: int = 2, padding: int = 1) -> Array:
     """Return the maximum of each window of (b, spatial..., c), padded by `padding` of minus infinity."""
     rank = x.ndim - 2
     return cpu_ops.max_pool(x, (kernel,) * rank, (stride,) * rank, (padding,) * rank)
 
 
+# Jitted, as is the blur, so that an export sees one operation
+@partial(jax.jit, static_argnums=(1, 2))
 def average_pool(x: Array, stride: int, dilation: int = 1) -> Array:
     """Average pixels `dilation` apart, two along each axis of (b, spatial..., c), and subsample.
 
@@ -160,6 +212,7 @@ def average_pool(x: Array, stride: int, dilation: int = 1) -> Array:
     return x
 
 
+@partial(jax.jit, static_argnums=(1, 2))
 def blur_pool(x: Array, stride: int, dilation: int = 1) -> Array:
     """Smooth (b, spatial..., c) by (1, 2, 1) / 4 along every axis, mirrored at the edges, and subsample.
 
@@ -186,6 +239,16 @@ def global_avg_pool(x: Array) -> Array:
 def global_max_pool(x: Array) -> Array:
     """Return the maxima of the channels: (b, spatial..., c) -> (b, c)."""
     return x.max(tuple(range(1, x.ndim - 1)))
+
+
+def k_max_pool(x: Array, k: int = 8) -> Array:
+    """Return the `k` largest values of each channel in their order: (b, l, c) -> (b, k * c) (Kalchbrenner et al. 2014).
+
+    A sequence shorter than `k` is kept whole.
+    """
+    channels = jnp.moveaxis(x, 1, -1)
+    _, places = lax.top_k(channels, min(k, x.shape[1]))
+    return jnp.take_along_axis(channels, jnp.sort(places), -1).reshape(x.shape[0], -1)
 
 
 class Dropout(nn.Module):
@@ -221,8 +284,20 @@ GATES: dict[str | None, Callable[..., nn.Module] | None] = {
     None: None,
     "SqueezeExcite": SqueezeExcite,
     "SqueezeExcite_0.25": partial(SqueezeExcite, ratio=0.25),
+    "EfficientChannelAttention": EfficientChannelAttention,
 }
-POOLS: dict[str, Callable[[Array], Array]] = {"avg": global_avg_pool, "max": global_max_pool}
+ANTIALIASES: dict[str | None, Callable[..., Array] | None] = {
+    None: None,
+    "blur": blur_pool,
+    "average": average_pool,
+}
+POOLS: dict[str, Callable[[Array], Array]] = {"avg": global_avg_pool, "max": global_max_pool, "k_max": k_max_pool}
 ACTS: dict[str, Activation] = {
-    act.__name__: act for act in (nn.relu, nn.gelu, nn.silu, nn.elu, nn.leaky_relu, nn.hard_swish)
+    "relu": relu,
+    "relu6": nn.relu6,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "leaky_relu": nn.leaky_relu,
+    "hard_swish": nn.hard_swish,
 }

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.nn.initializers import normal, ones, zeros
 from jax.typing import DTypeLike
 
@@ -19,10 +19,13 @@ from resnet_jax.models.layers import (
     Dropout,
     Extent,
     NormDef,
+    extents,
     global_avg_pool,
     he_normal_fan_out,
+    relu,
 )
 from resnet_jax.models.norm import BatchNorm
+from resnet_jax.models.quantize import FakeQuant
 from resnet_jax.models.shortcuts import DimensionShortcut, Shortcut
 from resnet_jax.models.stems import ImageNetStem, Stem
 
@@ -51,11 +54,13 @@ class ResNet(nn.Module):
     is not zero, training needs the random stream "dropout".
 
     Attributes:
-        depths: number of blocks of each stage; each stage is twice as wide as the one before.
+        depths: number of blocks of each stage.
         block: BasicBlock, Bottleneck or another Block.
+        later_block: block of the stages after the first; None is `block`.
         stem: ImageNetStem, CifarStem or another Stem.
         shortcut: one of SHORTCUTS, or another Shortcut.
-        width: features of the first stage.
+        width: features of the first stage; each stage is twice as wide as the one before.
+        widths: features of each stage, instead of `width`.
         num_classes: number of outputs of the head; with 0 the network returns the pooled features.
         norm: builds a normalisation, such as `functools.partial(BatchNorm, group=32)`.
         conv: builds a convolution.
@@ -63,17 +68,19 @@ class ResNet(nn.Module):
         gate: builds the module that scales the channels at the end of a branch, such as `SqueezeExcite`.
         groups: number of groups of the 3x3 convolutions of bottlenecks.
         base_width: channels of each group for every 64 features.
-        stem_features: channels of the stem; None is `width`.
+        stem_features: channels of the stem; None is the features of the first stage.
+        last_features: channels of a normalised, activated 1x1 convolution after the last stage; None omits it.
         strides: stride of each stage; None is 1 for the first and 2 for the others.
         output_stride: largest number of image pixels per pixel of the last map; strides beyond it become dilations.
-        antialias: blur before subsampling (Zhang 2019).
+        antialias: function that smooths before subsampling, such as `blur_pool` (Zhang 2019).
         pool: (b, spatial..., c) -> (b, c), before the head.
         dropout: fraction of activations dropped inside the blocks.
         head_dropout: fraction of features dropped before the head.
         drop_path: fraction of images whose last branch is dropped; it grows from 0 at the first (Huang et al. 2016).
         zero_init_residual: start every residual branch at zero (Goyal et al. 2017, section 5.1).
+        quantize: round the weights and inputs of convolutions and head to int8, as `FakeQuant` does.
         dtype: dtype of the computation; parameters, statistics and head stay in float32. None is that of the input.
-        input_shape: (spatial..., c) of the images for which the network is published; other shapes work as well.
+        input_shape: (spatial..., c) of the images for which the network is published; other shapes work too.
 
     Example:
         >>> import jax
@@ -87,22 +94,26 @@ class ResNet(nn.Module):
     stem: type[Stem] = ImageNetStem
     shortcut: type[Shortcut] = DimensionShortcut
     width: int = 64
+    widths: tuple[int, ...] | None = None
     num_classes: int = 1000
     norm: Callable[..., nn.Module] = BatchNorm
     conv: Callable[..., nn.Module] = Conv
-    act: Activation = nn.relu
+    act: Activation = relu
     gate: Callable[..., nn.Module] | None = None
     groups: int = 1
     base_width: int = 64
     stem_features: int | None = None
+    last_features: int | None = None
     strides: tuple[int, ...] | None = None
     output_stride: int | None = None
-    antialias: bool = False
+    antialias: Callable[..., Array] | None = None
     pool: Callable[[Array], Array] = global_avg_pool
     dropout: float = 0.0
     head_dropout: float = 0.0
     drop_path: float = 0.0
     zero_init_residual: bool = False
+    quantize: bool = False
+    later_block: type[Block] | None = None
     dtype: DTypeLike | None = None
     input_shape: tuple[int, ...] = (224, 224, 3)
 
@@ -117,12 +128,13 @@ class ResNet(nn.Module):
         """
         return self._evaluate(x, train, head=True, rows=rows)[-1]
 
-    def features(self, x: Array, *, train: bool = False) -> tuple[Array, ...]:
+    def features(self, x: Array, *, train: bool = False, rows: Array | None = None) -> tuple[Array, ...]:
         """Return the map after each stage, (b, spatial / stride..., channels); `stages` has the sizes.
 
-        The last map is the input of the head: pre-activation networks have normalised and activated it.
+        The last map is the input of the head: pre-activation networks have normalised and activated it, and
+        `last_features` are there.
         """
-        return self._evaluate(x, train, head=False)
+        return self._evaluate(x, train, head=False, rows=rows)
 
     def forward_from_stage(self, x: Array, stage: int) -> Array:
         """Return logits, or pooled features, from the map that `features` returns for `stage`, 1 or more."""
@@ -130,22 +142,34 @@ class ResNet(nn.Module):
 
     @nn.nowrap
     def stages(self) -> tuple[Stage, ...]:
-        """Return the stages; raise InputError if the output stride cannot be reached."""
+        """Return the stages; raise InputError if their number is not that of a field, or for an output stride."""
         strides = self.strides or (1, *(2,) * (len(self.depths) - 1))
-        total, dilation, stages = self.stem.stride, 1, []
-        for index, (depth, stride) in enumerate(zip(self.depths, strides, strict=True)):
+        widths = self.widths or tuple(self.width * 2**index for index in range(len(self.depths)))
+        for name, each in (("strides", strides), ("widths", widths)):
+            if len(each) != len(self.depths):
+                raise InputError(f"{name} has {len(each)} values; it must have {len(self.depths)}, one per stage")
+        total: Extent = self.stem.stride
+        dilation, stages = 1, []
+        for index, (depth, stride, features) in enumerate(zip(self.depths, strides, widths, strict=True)):
             before = dilation
             if self.output_stride is not None and _largest(total) * stride > self.output_stride:
                 stride, dilation = 1, dilation * stride
-            total = total * stride if isinstance(total, int) else tuple(t * stride for t in total)
-            features = self.width * 2**index
-            stages.append(Stage(depth, features, stride, (before, dilation), features * self.block.expansion, total))
+            block = self.block_of(index)
+            total = _times(total, block.extent(stride))
+            stages.append(Stage(depth, features, stride, (before, dilation), features * block.expansion, total))
         if self.output_stride is not None and _largest(total) != self.output_stride:
             raise InputError(
                 f"output_stride is {self.output_stride}; it must be one of the strides that the network reaches,"
                 f" such as {_largest(total)}"
             )
+        if self.last_features:
+            stages[-1] = stages[-1]._replace(channels=self.last_features)
         return tuple(stages)
+
+    @nn.nowrap
+    def block_of(self, index: int) -> type[Block]:
+        """Return the block of a stage, from 0."""
+        return self.later_block or self.block if index else self.block
 
     @nn.compact
     def _evaluate(
@@ -155,15 +179,16 @@ class ResNet(nn.Module):
 
         If `start_stage` is not 0, `x` is the map after that stage.
         """
-        conv, norm, drop = self._builders(train, rows)
+        conv, norm, drop = self.builders(train, rows)
         if not start_stage:
-            x = self.stem(self.stem_features or self.width, conv, norm, self.act, self.antialias, name="stem")(x)
+            features = self.stem_features or self.stages()[0].features
+            x = self.stem(features, conv, norm, self.act, self.antialias, name="stem")(x)
         # drop_path draws one number per image, which these axes share
         images = tuple(range(1, x.ndim))
         maps, blocks, steps = [x], sum(self.depths[:start_stage]), max(sum(self.depths) - 1, 1)
         for number, stage in list(enumerate(self.stages(), 1))[start_stage:]:
             for index in range(stage.depth):
-                x = self.block(
+                x = self.block_of(number - 1)(
                     stage.features,
                     stage.stride if index == 0 else 1,
                     conv,
@@ -183,21 +208,36 @@ class ResNet(nn.Module):
             maps.append(x)
         if self.block.preactivation and start_stage < len(self.depths):
             maps[-1] = self.act(norm(name="norm")(x))
+        if self.last_features and start_stage < len(self.depths):
+            y = conv(self.last_features, kernel=1, name="last_conv")(maps[-1])
+            maps[-1] = self.act(norm(name="last_norm")(y))
         if not head:
             return tuple(maps[1:])
         x = maps[-1].astype(jnp.promote_types(x.dtype, jnp.float32))
         x = drop(self.head_dropout)(self.pool(x))
         # N(0, 0.01) as in Goyal et al. 2017, section 5.1
         if self.num_classes:
-            x = nn.Dense(self.num_classes, kernel_init=normal(0.01), name="head")(x)
+            x = nn.Dense(
+                self.num_classes, kernel_init=normal(0.01), dot_general=self._head_product(train), name="head"
+            )(x)
         return (x,)
 
     @nn.nowrap
-    def _builders(self, train: bool, rows: Array | None) -> tuple[ConvDef, NormDef, Callable[..., Activation]]:
+    def _head_product(self, train: bool) -> Callable[..., Array] | None:
+        """Return the product of features and kernel in the head; None is that of `nn.Dense`."""
+        if not self.quantize:
+            return None
+        quantizer = FakeQuant(use_running_average=not train, name="head_quant")
+        return lambda x, kernel, *args, **options: lax.dot_general(*quantizer(x, kernel), *args, **options)
+
+    @nn.nowrap
+    def builders(self, train: bool, rows: Array | None) -> tuple[ConvDef, NormDef, Callable[..., Activation]]:
         """Return the builders of conv, norm and dropout layers; only they know the mode."""
 
         def conv(features: int, *, last: bool = False, **fields: Any) -> nn.Module:
             init = zeros if last and self.zero_init_residual else he_normal_fan_out
+            if self.quantize:
+                fields["quantizer"] = partial(FakeQuant, use_running_average=not train)
             return self.conv(features, dtype=self.dtype, kernel_init=init, **fields)
 
         def norm(*, last: bool = False, name: str) -> nn.Module:
@@ -208,6 +248,13 @@ class ResNet(nn.Module):
             return partial(Dropout(rate, shared), rows=rows) if train and rate else identity
 
         return conv, norm, drop
+
+
+def _times(total: Extent, stride: Extent) -> Extent:
+    """Return the stride of two layers, of which each has one stride or one for each of three axes."""
+    if isinstance(total, int) and isinstance(stride, int):
+        return total * stride
+    return tuple(a * b for a, b in zip(extents(total, 3), extents(stride, 3), strict=True))
 
 
 def _largest(extent: Extent) -> int:

@@ -2,16 +2,17 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
-from resnet_jax.models.layers import ConvDef, NormDef, average_pool
+from resnet_jax.errors import InputError
+from resnet_jax.models.layers import ConvDef, Extent, NormDef, average_pool, extents
 
 
 class Shortcut(nn.Module):
     """A map around a block, with the stride and dilations of the block."""
 
     features: int
-    stride: int
+    stride: Extent
     conv: ConvDef
     norm: NormDef
     dilations: tuple[int, int] = (1, 1)
@@ -31,7 +32,8 @@ class PadShortcut(Shortcut):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         rank, new = x.ndim - 2, self.features - x.shape[-1]
-        x = x[(slice(None), *(slice(None, None, self.stride),) * rank)]
+        # An index with steps would be a gather if the size of the batch is a symbol, as in an export
+        x = lax.slice(x, (0,) * x.ndim, x.shape, (1, *extents(self.stride, rank), 1))
         return jnp.pad(x, ((0, 0),) * (rank + 1) + ((new // 2, new - new // 2),))
 
 
@@ -53,11 +55,27 @@ class DimensionShortcut(ProjectionShortcut):
 
     @nn.nowrap
     def projects(self, x: Array) -> bool:
-        return self.stride > 1 or x.shape[-1] != self.features
+        return self.stride != 1 or x.shape[-1] != self.features
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         return super().__call__(x) if self.projects(x) else x
+
+
+class BareShortcut(DimensionShortcut):
+    """A 1x1 convolution without normalisation if the shape changes, otherwise the identity; as in MLPerf Tiny."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return self.conv(self.features, kernel=1, stride=self.stride, name="conv")(x) if self.projects(x) else x
+
+
+class IdentityShortcut(Shortcut):
+    """The identity if the shape stays, otherwise none (Sandler et al. 2018, section 3.3)."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array | float:
+        return x if self.stride == 1 and x.shape[-1] == self.features else 0.0
 
 
 class AverageShortcut(DimensionShortcut):
@@ -70,6 +88,8 @@ class AverageShortcut(DimensionShortcut):
     def __call__(self, x: Array) -> Array:
         if not self.projects(x):
             return x
+        if not isinstance(self.stride, int):
+            raise InputError("shortcut: D would average frames, which a FrameBlock keeps; take B")
         if self.stride > 1 or self.dilations[0] != self.dilations[1]:
             x = average_pool(x, self.stride, self.dilations[0])
         return self.norm(name="norm")(self.conv(self.features, kernel=1, name="conv")(x))

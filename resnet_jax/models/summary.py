@@ -1,7 +1,7 @@
 """Layers, parameters and multiply-adds of a network, by abstract evaluation: nothing is computed."""
 
 import math
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from resnet_jax.models.backbone import Network, backbone_of, with_fields
 from resnet_jax.models.layers import Conv, extents
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.norm import FrozenBatchNorm
 from resnet_jax.runtime.strict_json import parse_json
 
 
@@ -37,12 +38,14 @@ def summarize(model: nn.Module, image_shape: tuple[int, ...]) -> list[Row]:
     """
     rows: list[Row] = []
 
-    def record(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def record(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         module = context.module
         if context.method_name == "__call__" and "params" in module.variables and is_leaf(module):
             params = module.variables["params"]
-            count = sum(math.prod(leaf.shape) for leaf in params.values())
+            # A layer that is applied to several maps has its parameters once
+            seen = any(row.path == "/".join(module.path) for row in rows)
+            count = 0 if seen else sum(math.prod(leaf.shape) for leaf in params.values())
             rows.append(
                 Row(
                     path="/".join(module.path),
@@ -68,11 +71,11 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def multiply_adds(module: nn.Module, output: tuple[int, ...]) -> int:
-    """Return multiply-adds per image: each output value costs the number of inputs that it sums over."""
-    if not isinstance(module, Conv | nn.Conv | nn.Dense):
+    """Return multiply-adds for a batch of one: each output value costs the number of inputs that it sums over."""
+    if not isinstance(module, Conv | nn.Conv | nn.Dense | nn.DenseGeneral):
         return 0
     kernel = module.variables["params"]["kernel"].shape
-    return math.prod(output[1:]) * math.prod(kernel[:-1])
+    return math.prod(output) * math.prod(kernel[:-1])
 
 
 class ModelCost(NamedTuple):
@@ -90,24 +93,35 @@ def model_cost(model: nn.Module, image_shape: tuple[int, ...] | None = None) -> 
 
     Args:
         model: a network.
-        image_shape: (spatial..., c); None is `input_shape` of a ResNet.
+        image_shape: (spatial..., c); None is `input_shape` of a published network.
 
     Example:
         >>> from resnet_jax.models.zoo import MODELS
         >>> model_cost(MODELS["resnet18"]).parameters
         11689512
     """
-    if not isinstance(model, ResNet):
+    if not isinstance(model, Network):
         assert image_shape is not None, "a network of one's own has no shape of its images"
         costs = [(row.parameters, row.multiply_adds) for row in summarize(model, image_shape)]
         return ModelCost(*(sum(cost[i] for cost in costs) for i in range(2)))
     if image_shape is not None:
         model = model.clone(input_shape=image_shape)
-    depths = tuple(min(depth, 2) for depth in model.depths)
-    shallow = model.clone(depths=depths, conv=_ConvShapes, norm=_NormShapes, act=_identity)
-    repeats = {f"stage{i + 1}_block2": depth - 1 for i, depth in enumerate(model.depths)}
+    backbone = backbone_of(model)
+    assert backbone is not None
+    depths = tuple(min(depth, 2) for depth in backbone.depths)
+    conv = _BIASED_SHAPES if has_biases(backbone) else _ConvShapes
+    frozen = getattr(backbone.norm, "func", backbone.norm) is FrozenBatchNorm
+    norm = FrozenBatchNorm if frozen else _NormShapes
+    shallow = with_fields(model, depths=depths, conv=conv, norm=norm, act=_identity)
+    repeats = {f"stage{i + 1}_block2": depth - 1 for i, depth in enumerate(backbone.depths)}
     parts = [(repeats.get(part, 1), cost) for part, cost in _costs(shallow)]
     return ModelCost(*(sum(times * cost[i] for times, cost in parts) for i in range(2)))
+
+
+def has_biases(model: Network) -> bool:
+    """Return whether the convolutions of a network have biases beside their normalisations."""
+    backbone = backbone_of(model)
+    return backbone is not None and bool(getattr(backbone.conv, "keywords", {}).get("bias"))
 
 
 @cache
@@ -116,7 +130,7 @@ def _published_costs() -> dict[str, list[int]]:
     return costs
 
 
-def published_cost(name: str, model: ResNet) -> ModelCost:
+def published_cost(name: str, model: Network) -> ModelCost:
     """Return the `model_cost` of a network of MODELS, which is kept as data: counting all of them takes seconds.
 
     Example:
@@ -148,6 +162,9 @@ class _ConvShapes(Conv):
         return jnp.zeros((batch, *after, self.features), x.dtype)
 
 
+_BIASED_SHAPES = partial(_ConvShapes, bias=True)
+
+
 class _NormShapes(nn.Module):
     """The parameters of a normalisation, without its computation."""
 
@@ -164,7 +181,9 @@ class _NormShapes(nn.Module):
 
 # Networks of a family differ by their depths alone
 @cache
-def _costs(model: ResNet) -> list[tuple[str, ModelCost]]:
+def _costs(model: Network) -> list[tuple[str, ModelCost]]:
     """Return the cost of each layer, with the name of the stem, block or head that contains it."""
     rows = summarize(model, model.input_shape)
-    return [(row.path.split("/")[0], ModelCost(row.parameters, row.multiply_adds)) for row in rows]
+    return [
+        (row.path.removeprefix("backbone/").split("/")[0], ModelCost(row.parameters, row.multiply_adds)) for row in rows
+    ]

@@ -1,12 +1,11 @@
 """What stands beside weights: the config.json of timm or transformers."""
 
-import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from resnet_jax.data.image import Preprocessing
-from resnet_jax.models.zoo import MODELS
+from resnet_jax.models.zoo import MODELS, known_as
 from resnet_jax.runtime.safe_files import read_regular
 from resnet_jax.runtime.strict_json import parse_json
 from resnet_jax.weights.entries import Entry, Interpolation
@@ -14,12 +13,11 @@ from resnet_jax.weights.state_dict import listed
 
 # timm's names for parts of ours. GELU is not among them: ours is the approximation by tanh
 _POOLS = {"avg": "avg", "fast": "avg", "max": "max"}
-_ACTS = {
-    **{name: name for name in ("relu", "silu", "elu", "leaky_relu", "hard_silu")},
-    **{"swish": "silu", "hard_swish": "hard_silu"},
-}
+_ACTS = {"swish": "silu", **{name: name for name in ("relu", "silu", "elu", "leaky_relu", "hard_swish")}}
 # Of `model_args`: of training alone, or known from the tensors
 _NEUTRAL = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate", "zero_init_last", "pretrained"}
+# Blocks of a stage, since building a network takes time for each
+_DEEPEST = 1000
 # transformers': networks by layer and depths, Pillow's numbers of interpolations
 _DEPTHS = {
     ("basic", (2, 2, 2, 2)): "resnet18",
@@ -48,6 +46,7 @@ def describe(config: Path, source: str) -> Entry | None:
         preprocessing = Preprocessing(
             image_size=int(known["input_size"][-1]),
             crop_pct=float(known["crop_pct"]),
+            crop_mode=known.get("crop_mode"),
             interpolation=cast(Interpolation, str(known["interpolation"])),
             mean=tuple(map(float, known["mean"])),
             std=tuple(map(float, known["std"])),
@@ -60,26 +59,33 @@ def describe(config: Path, source: str) -> Entry | None:
         return None
 
 
-def _understood(values: dict[str, Any], known: dict[str, Any]) -> tuple[tuple[tuple[str, str], ...], str]:
+def _understood(values: dict[str, Any], known: dict[str, Any]) -> tuple[tuple[tuple[str, Any], ...], str]:
     """Return the fields of the network that a config.json changes, and what it says that is not understood."""
     arguments = values.get("model_args") or {}
     pool = arguments.get("global_pool", values.get("global_pool")) or "avg"
     act = arguments.get("act_layer") or "relu"
+    depths = tuple(arguments.get("layers") or ())
+    sensible = all(type(depth) is int and 0 < depth < _DEEPEST for depth in depths) and len(depths) in (0, 3, 4)
     others = {name: (value, ()) for name, value in arguments.items() if name not in _NEUTRAL}
     refused = _refused(
         others
         | {
             "global_pool": (pool, _POOLS),
             "act_layer": (act, _ACTS),
+            "layers": (depths, (depths,) if sensible else ()),
             "output_stride": (arguments.get("output_stride", 32), (32,)),
-            "crop_mode": (known.get("crop_mode") or "center", ("center",)),
+            "crop_mode": (known.get("crop_mode") or "center", ("center", "border")),
             "interpolation": (known["interpolation"], ("bilinear", "bicubic")),
             "label_offset": (known.get("label_offset") or 0, (0,)),
             "input_size": (known["input_size"][-2:], ([known["input_size"][-1]] * 2,)),
         }
     )
-    fields = (("act", _ACTS.get(str(act), "relu")), ("pool", _POOLS.get(str(pool), "avg")))
-    return tuple(field for field in fields if field[1] not in ("relu", "avg")), refused
+    fields: tuple[tuple[str, Any], ...] = (
+        ("act", _ACTS.get(str(act), "relu")),
+        ("pool", _POOLS.get(str(pool), "avg")),
+        ("depths", depths if sensible else ()),
+    )
+    return tuple(field for field in fields if field[1] not in ("relu", "avg", ())), refused
 
 
 def _refused(said: Mapping[str, tuple[Any, Collection[Any]]]) -> str:
@@ -135,8 +141,7 @@ def _of_preprocessor(file: Path) -> tuple[Preprocessing, dict[str, tuple[Any, Co
 
 def network_of(architecture: str) -> str:
     """Return the name in MODELS for timm's `architecture`; raise LookupError if there is none."""
-    match = re.fullmatch(r"resnetv2_(\d+)", architecture)
-    name = f"resnet{match[1]}v2" if match else architecture
+    name = known_as(architecture)
     if name not in MODELS:
         raise LookupError(name)
     return name

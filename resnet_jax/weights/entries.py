@@ -4,14 +4,21 @@ Sizes, crops, licences and ImageNet top-1 accuracies are from timm's own evaluat
 huggingface/pytorch-image-models, August 2026). An accuracy that is missing there is None.
 """
 
+from functools import cache
 from importlib import resources
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from resnet_jax.data.formats.cifar import CIFAR10_CLASSES
+from resnet_jax.data.formats.imagenet import imagenet_classes
 from resnet_jax.data.image import Preprocessing
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.strict_json import parse_json
 
+# The classes of Pascal VOC, in the order of torchvision's weights
+VOC_CLASSES = (
+    *("__background__", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 _HERE = "resnet_jax.weights"
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -22,19 +29,21 @@ class Entry(NamedTuple):
     name: str
     """NETWORK.TAG."""
     source: str
-    """hf:OWNER/NAME, or the page that offers the file."""
+    """hf:OWNER/NAME, the address of the file, or the page that offers it."""
     classes: int
     """Number of classes."""
     top1: float | None
     """Published top-1 accuracy in percent."""
     preprocessing: Preprocessing
     license: str
-    fields: tuple[tuple[str, str], ...] = ()
+    fields: tuple[tuple[str, Any], ...] = ()
     """Fields of the network that differ from MODELS, by name as in a recipe."""
     class_names: tuple[str, ...] = ()
     """Names of the classes; () if they are not given."""
     refused: str = ""
     """What is said of the network or its preprocessing and is not understood."""
+    scores: tuple[tuple[str, float], ...] = ()
+    """Other published numbers in percent, the most important one first, such as ("mIoU", 60.5)."""
 
     @property
     def tag(self) -> str:
@@ -46,27 +55,58 @@ class Entry(NamedTuple):
         """Name of the network in MODELS."""
         return self.name.split(".")[0]
 
+    @property
+    def score(self) -> str:
+        """The published accuracy as text, or its most important other number with its name."""
+        if self.top1 is not None:
+            return f"{self.top1:.2f}"
+        return "".join(f"{name} {value:g}" for name, value in self.scores[:1])
+
 
 def _entry(
     name: str,
     source: str,
     classes: int,
     top1: float | None,
-    size: int,
+    size: int | list[int],
     crop: float,
     interpolation: str,
     mean: list[float],
     std: list[float],
     license: str,  # noqa: A002
+    scores: dict[str, float] | None = None,
+    fields: dict[str, str] | None = None,
+    crop_mode: Literal["center", "border"] | None = None,
+    frames: int | None = None,
+    frame_rate: float | None = None,
 ) -> Entry:
     preprocessing = Preprocessing(
-        image_size=size,
+        image_size=size if isinstance(size, int) else (size[0], size[1]),
         crop_pct=crop,
+        crop_mode=crop_mode,
         interpolation=cast(Interpolation, interpolation),
         mean=tuple(mean),
         std=tuple(std),
+        frames=frames,
+        frame_rate=frame_rate,
     )
-    return Entry(name, source, classes, top1, preprocessing, license)
+    known = {"voc": VOC_CLASSES, "coco": coco_classes()[-classes:], "kinetics400": kinetics_classes()}
+    names = known.get(name.rpartition("_")[2], ())
+    changed = tuple((fields or {}).items())
+    entry = Entry(name, source, classes, top1, preprocessing, license, changed, names)
+    return entry._replace(scores=tuple((scores or {}).items()))
+
+
+@cache
+def coco_classes() -> tuple[str, ...]:
+    """Return COCO's classes by their numbers, from the background on."""
+    return tuple(resources.files(_HERE).joinpath("coco_classes.txt").read_text().splitlines())
+
+
+@cache
+def kinetics_classes() -> tuple[str, ...]:
+    """Return the 400 actions of Kinetics-400, in the order of torchvision's weights."""
+    return tuple(resources.files(_HERE).joinpath("kinetics400_classes.txt").read_text().splitlines())
 
 
 def _read() -> dict[str, Entry]:
@@ -108,11 +148,10 @@ def class_names(classes: int, entry: Entry | None = None) -> tuple[str, ...]:
     if entry and entry.class_names:
         if len(entry.class_names) != classes:
             what = f"{len(entry.class_names):,} classes, and the weights have {classes:,}"
-            raise InputError(f"{entry.source}: config.json names {what}; mend its label_names or remove them")
+            raise InputError(f"{entry.source}: config.json names {what}; correct its label_names or remove them")
         return entry.class_names
     if entry and entry.tag.endswith("cifar10"):
         return CIFAR10_CLASSES
     if classes != 1000:
         return tuple(map(str, range(classes)))
-    lines = resources.files(_HERE).joinpath("imagenet_classes.txt").read_text().splitlines()
-    return tuple(line.split(" ", 1)[1] for line in lines)
+    return tuple(imagenet_classes().values())

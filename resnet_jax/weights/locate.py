@@ -1,12 +1,15 @@
 """Locate weights: a file, a folder as on the Hugging Face hub, the hub itself, or a published entry."""
 
 import difflib
+import hashlib
 import logging
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from resnet_jax.errors import InputError, first_line, unknown
+from resnet_jax.models.zoo import known_as
 from resnet_jax.weights.config import PREPROCESSOR, describe
 from resnet_jax.weights.entries import WEIGHTS, Entry
 from resnet_jax.weights.tensors import shards_of
@@ -31,8 +34,8 @@ def locate(where: Path | str) -> Weights:
     where = str(where)
     if where.startswith("hf:"):
         return Weights(_weights_on_hub(where), _entry_of(where) or _config_on_hub(where))
-    if where in WEIGHTS:
-        return _published(WEIGHTS[where])
+    if (name := known_as(where)) in WEIGHTS:
+        return _published(WEIGHTS[name])
     path = Path(where)
     if path.is_dir():
         for name in _FILES:
@@ -40,11 +43,11 @@ def locate(where: Path | str) -> Weights:
                 return Weights(path / name, describe(path / "config.json", str(path)))
         if (path / "recipe.json").is_file():
             raise InputError(
-                f"{path}: a run and no weights; `resnet-jax convert {path} OUT.safetensors` writes its weights"
+                f"{path}: a run, not weights; `resnet-jax convert {path} OUT.safetensors` writes its weights"
             )
         raise InputError(f"{path}: neither a run (recipe.json) nor weights ({', '.join(_FILES)}) in this folder")
     if path.is_file():
-        return Weights(path, describe(path.with_name("config.json"), where))
+        return Weights(path, _published_file(path) or describe(path.with_name("config.json"), where))
     if difflib.get_close_matches(where, WEIGHTS):
         raise unknown("weights", where, WEIGHTS)
     raise InputError(
@@ -57,6 +60,19 @@ def _published(entry: Entry) -> Weights:
     if not entry.source.startswith("hf:"):
         raise InputError(f"{entry.name}: not on the hub; download the file from {entry.source} and name it")
     return Weights(_weights_on_hub(entry.source), entry)
+
+
+def _published_file(path: Path) -> Entry | None:
+    """Return the entry whose file has this name; raise InputError if its name does not begin its SHA-256."""
+    entry = next((entry for entry in WEIGHTS.values() if entry.source.endswith(f"/{path.name}")), None)
+    digits = re.fullmatch(r".*-([0-9a-f]{8})\.pth", path.name)
+    if entry and digits:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if not found.startswith(digits[1]):
+            hint = f"download it again from {entry.source}"
+            raise InputError(f"{path}: its SHA-256 begins with {found[:8]}, not {digits[1]}; {hint}")
+    return entry
 
 
 def _weights_on_hub(where: str) -> Path:
@@ -113,7 +129,7 @@ def _from_hub(where: str, files: tuple[str, ...]) -> Path:
                 if missing and (local or not isinstance(error, LocalEntryNotFoundError)):
                     continue
                 raise InputError(
-                    f"{where}: cannot be had from the hub ({first_line(error)});"
-                    " without a network, download it once or name a local folder"
+                    f"{where}: cannot be downloaded from the hub ({first_line(error)});"
+                    " without a connection, name a local folder"
                 ) from error
     raise InputError(f"{where}: has no {' and no '.join(files)}; name another repository")

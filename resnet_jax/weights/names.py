@@ -17,14 +17,19 @@ import numpy as np
 from flax import traverse_util
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.backbone import Network
+from resnet_jax.models.blocks import Block, InvertedResidual, R2Plus1DBlock
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import AverageShortcut
-from resnet_jax.models.stems import DeepStem, PoollessStem, Stem, VideoStem
+from resnet_jax.models.stems import DeepStem, MobileStem, PoollessStem, R2Plus1DStem, Stem, VideoStem
+from resnet_jax.weights.outside import body, outside_name
 
 # ("params", "stem", "conv", "kernel"): a collection, modules, a leaf
 KeyPath = tuple[str, ...]
 HEAD: KeyPath = ("params", "head", "kernel")
 
+# A dense layer of a map of that height and width: PyTorch flattens the map, channels first
+_FLATTENED, _POOLED = "fc6", (7, 7)
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _PLAIN = {"conv": "conv1", "norm": "bn1"}
 _DEEP = {
@@ -35,34 +40,45 @@ _DEEP = {
     "conv3": "conv1.6",
     "norm3": "bn1",
 }
+_MOBILE = {"conv1": "0.0", "norm1": "0.1", "conv2": "1.0", "norm2": "1.1", "conv3": "2", "norm3": "3"}
 _STEMS: dict[type[Stem], dict[str, str]] = {
     DeepStem: _DEEP,
     PoollessStem: {**_DEEP, "conv4": "maxpool.0", "norm4": "maxpool.1"},
     VideoStem: {"conv": "stem.0", "norm": "stem.1"},
+    R2Plus1DStem: {"conv1": "stem.0", "norm1": "stem.1", "conv2": "stem.3", "norm2": "stem.4"},
+    MobileStem: {
+        "conv1": "features.0.0",
+        "norm1": "features.0.1",
+        "conv2": "features.1.conv.0.0",
+        "norm2": "features.1.conv.0.1",
+        "conv3": "features.1.conv.1",
+        "norm3": "features.1.conv.2",
+    },
 }
+_FACTORED = {("conv", False): "0.0", ("norm", False): "0.1", ("conv", True): "0.3", ("norm", True): "1"}
 _BLOCK = re.compile(r"stage(\d+)_block(\d+)")
 _LAYER = re.compile(r"(conv|norm)(\d+)")
 
 
-def abstract_variables(model: ResNet) -> dict[str, Any]:
+def abstract_variables(model: Network) -> dict[str, Any]:
     """Return shapes and dtypes of all parameters and statistics, for images of `input_shape`."""
     return jax.tree.map(lambda leaf: leaf, _traced_variables(model))
 
 
 # Tracing a deep network takes a second, and loading weights asks several times
 @lru_cache(maxsize=8)
-def _traced_variables(model: ResNet) -> dict[str, Any]:
+def _traced_variables(model: Network) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     variables: dict[str, Any] = jax.eval_shape(model.init, jax.random.key(0), images)
     return variables
 
 
-def torch_names(model: ResNet) -> dict[KeyPath, str]:
+def torch_names(model: Network) -> dict[KeyPath, str]:
     """Return PyTorch's name of each parameter and statistic of a network."""
     return {path: torch_name(model, path) for path in traverse_util.flatten_dict(abstract_variables(model))}
 
 
-def torch_name(model: ResNet, path: KeyPath) -> str:
+def torch_name(model: Network, path: KeyPath) -> str:
     """Return PyTorch's name of a leaf; raise InputError if PyTorch's libraries lack the layer.
 
     Example:
@@ -73,7 +89,18 @@ def torch_name(model: ResNet, path: KeyPath) -> str:
     *modules, leaf = path[1:]
     if leaf not in _LEAVES:
         raise _unnamed("the network", "/".join(path[1:]))
-    return f"{_module(model, modules)}.{_LEAVES[leaf]}"
+    return f"{_layer_name(model, modules)}.{_LEAVES[leaf]}"
+
+
+def _layer_name(model: Network, modules: list[str]) -> str:
+    if isinstance(model, ResNet):
+        return _module(model, modules)
+    if modules[0] == "backbone":
+        return f"{body(model)}.{_module(model.backbone, modules[1:])}"
+    name = outside_name(model, "/".join(modules))
+    if name is None:
+        raise _unnamed(type(model).__name__, "/".join(modules))
+    return name
 
 
 def _unnamed(part: str, layer: str) -> InputError:
@@ -84,10 +111,12 @@ def _unnamed(part: str, layer: str) -> InputError:
 
 
 def _module(model: ResNet, modules: list[str]) -> str:
-    pre = model.block.preactivation
+    pre, mobile = model.block.preactivation, issubclass(model.block, InvertedResidual)
     first, *inside = modules
     if first == "head":
-        return "head.fc" if pre else "fc"
+        return "head.fc" if pre else "classifier.1" if mobile else "fc"
+    if first in ("last_conv", "last_norm"):
+        return f"features.{2 + sum(model.depths)}.{int(first == 'last_norm')}"
     # The final normalisation of pre-activation networks
     if first == "norm":
         return "norm"
@@ -97,8 +126,10 @@ def _module(model: ResNet, modules: list[str]) -> str:
     if not match:
         raise _unnamed("the network", "/".join(modules))
     stage, block = int(match[1]), int(match[2]) - 1
+    if mobile:
+        return f"features.{2 + sum(model.depths[: stage - 1]) + block}.{_layer(model, model.block, inside)}"
     home = f"stages.{stage - 1}.blocks.{block}" if pre else f"layer{stage}.{block}"
-    return f"{home}.{_layer(model, inside)}"
+    return f"{home}.{_layer(model, model.block_of(stage - 1), inside)}"
 
 
 def _stem_layer(stem: type[Stem], layer: str) -> str:
@@ -109,51 +140,63 @@ def _stem_layer(stem: type[Stem], layer: str) -> str:
     return names[layer]
 
 
-def _layer(model: ResNet, modules: list[str]) -> str:
+def _layer(model: ResNet, block: type[Block], modules: list[str]) -> str:
     """Return the name of a layer inside a block."""
     if modules[0] == "gate":
         return f"se.{modules[1]}"
     if modules[0] == "shortcut":
-        if model.block.preactivation:
+        if block.preactivation:
             return f"downsample.{modules[1]}"
         # The pool comes first in the sequence
         pooled = issubclass(model.shortcut, AverageShortcut)
         return f"downsample.{pooled + (modules[1] == 'norm')}"
     match = _LAYER.fullmatch(modules[0])
     if not match:
-        raise _unnamed(f"block {model.block.__name__}", "/".join(modules))
-    kind, number = match[1], match[2]
-    if model.stem is VideoStem:
+        raise _unnamed(f"block {block.__name__}", "/".join(modules))
+    kind, number = match[1], int(match[2])
+    if issubclass(block, R2Plus1DBlock):
+        # Pairs of a convolution in space and one in time
+        pair, second = (number + 1) // 2, number % 2 == 0
+        return f"conv{pair}.{_FACTORED[kind, second]}"
+    if issubclass(block, InvertedResidual):
+        return f"conv.{_MOBILE[modules[0]]}"
+    if issubclass(model.stem, VideoStem):
         return f"conv{number}.{int(kind == 'norm')}"
-    return modules[0] if kind == "conv" or model.block.preactivation else f"bn{number}"
+    return modules[0] if kind == "conv" or block.preactivation else f"bn{number}"
 
 
-def is_pointwise(model: ResNet, path: KeyPath) -> bool:
+def is_pointwise(model: Network, path: KeyPath) -> bool:
     """Return whether PyTorch has a 1x1 convolution for our dense kernel: gates, pre-activation heads."""
-    return path[-1] == "kernel" and ("gate" in path or (path[1] == "head" and model.block.preactivation))
+    if path[-1] != "kernel":
+        return False
+    return path[-2] in ("fc1", "fc2") or (isinstance(model, ResNet) and path[1] == "head" and model.block.preactivation)
 
 
-def to_torch(model: ResNet, path: KeyPath, leaf: np.ndarray) -> np.ndarray:
+def to_torch(model: Network, path: KeyPath, leaf: np.ndarray) -> np.ndarray:
     """Return a leaf in PyTorch's layout, contiguous."""
     if path[-1] != "kernel":
         return np.ascontiguousarray(leaf)
     spatial = tuple(range(leaf.ndim - 2))
     weight = leaf.transpose(-1, -2, *spatial)
+    if path[-2] == _FLATTENED:
+        weight = weight.reshape(len(weight), -1)
     if is_pointwise(model, path):
         weight = weight.reshape(*weight.shape, *(1,) * (len(model.input_shape) - 1))
     return np.ascontiguousarray(weight)
 
 
 def from_torch(path: KeyPath, weight: np.ndarray, ndim: int) -> np.ndarray:
-    """Return a PyTorch tensor in our layout, as a view; a 1x1 convolution becomes dense if `ndim` is 2."""
+    """Return a PyTorch tensor in our layout; a 1x1 convolution becomes dense if `ndim` is 2."""
     if path[-1] != "kernel" or weight.ndim < 2:
         return weight
+    if path[-2] == _FLATTENED and weight.ndim == 2:
+        weight = weight.reshape(len(weight), -1, *_POOLED)
     if ndim == 2 and set(weight.shape[2:]) <= {1}:
         weight = weight.reshape(weight.shape[:2])
     return weight.transpose(*range(2, weight.ndim), 1, 0)
 
 
-def to_state_dict(model: ResNet, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def to_state_dict(model: Network, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return all parameters and statistics as `load_state_dict(..., strict=True)` takes them."""
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in traverse_util.flatten_dict(dict(variables)).items():

@@ -147,7 +147,7 @@ def _global(machine: Machine, name: Any) -> None:
 def _call(machine: Machine, _: Any) -> None:
     function, arguments = machine.stack[-2:]
     del machine.stack[-2:]
-    name = function.name if isinstance(function, Global) else "what is no function"
+    name = function.name if isinstance(function, Global) else "something that is not a function"
     if type(arguments) is not tuple:
         raise InputError(_DAMAGED)
     if foreign := _foreign_result(function, arguments):
@@ -184,7 +184,7 @@ def _new(machine: Machine, arguments: int) -> None:
     del machine.stack[-arguments:]
     made = machine.stack.pop()
     if not isinstance(made, Global | Foreign):
-        raise refusal("makes an object of what is no class")
+        raise refusal("creates an object of something that is not a class")
     machine.stack.append(made if isinstance(made, Foreign) else Foreign(repr(made.name[:100])))
 
 
@@ -219,7 +219,7 @@ def _persistent(machine: Machine, _: Any) -> None:
         machine.stack.append(reference[1])
         return
     if type(reference) is not tuple or len(reference) not in (5, 6) or reference[0] != "storage":
-        raise refusal("refers to what is no storage")
+        raise refusal("refers to something that is not a storage")
     _, kind, key, _, numel, *rest = reference
     if not isinstance(kind, Global) or type(key) is not str:
         raise refusal("refers to a storage of an unknown kind")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from resnet_jax.errors import InputError, first_line
-from resnet_jax.runtime.safe_files import create_file
+from resnet_jax.runtime.safe_files import create_file, is_bare_name
 from resnet_jax.runtime.strict_json import parse_json
 from resnet_jax.weights.state_dict import TensorFile, find_state_dict, listed
 from resnet_jax.weights.torch_file import LEGACY, ZIP, read_legacy, read_zip
@@ -79,7 +79,7 @@ def _read(path: Path, sharded: bool = True) -> TensorFile:
         return TensorFile(path, _read_shards(path))
     if start.startswith(b"version https://git-lfs"):
         raise InputError("the file is a Git LFS pointer and not the weights; run `git lfs pull` or download them")
-    raise InputError("neither a safetensors nor a PyTorch file, which are the formats that are read; download it again")
+    raise InputError("neither a safetensors nor a PyTorch file; download it again, or name another file")
 
 
 def shards_of(index: Path) -> dict[str, str]:
@@ -91,8 +91,8 @@ def shards_of(index: Path) -> dict[str, str]:
         if index.stat().st_size > MAX_HEADER:
             raise ValueError(f"over {MAX_HEADER:,} bytes")
         shards = parse_json(index.read_bytes())["weight_map"]
-        if any(not isinstance(file, str) or Path(file).name != file for file in shards.values()):
-            raise ValueError("a shard that is no name of a file beside it")
+        if not all(map(is_bare_name, shards.values())):
+            raise ValueError("a shard that is not the name of a file beside it")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"no index of weights ({first_line(error)}); name a weights file") from error
     return dict(shards)

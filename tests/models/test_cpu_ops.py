@@ -281,7 +281,7 @@ def operations(fast, platform):
     [
         (True, "cpu", {"dot_general"}),
         (True, "tpu", {"select_and_scatter"}),
-        (True, "cuda", {"select_and_scatter"}),
+        (True, "cuda", set()),
         (False, "cpu", {"select_and_scatter"}),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from resnet_jax.models.layers import Conv, he_normal_fan_out, max_pool
+from resnet_jax.models.layers import Conv, he_normal_fan_out, max_pool, relu
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
@@ -49,3 +49,12 @@ def test_max_pool(size):
 def test_initial_kernels_have_the_variance_of_he_et_al():
     kernel = he_normal_fan_out(jax.random.key(0), (3, 3, 64, 128), jnp.float32)
     np.testing.assert_allclose(np.var(kernel), 2 / (9 * 128), rtol=0.02)
+
+
+def test_relu_and_its_gradients_are_those_of_jax():
+    x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf, -jnp.inf])
+    np.testing.assert_array_equal(relu(x), jax.nn.relu(x))
+    np.testing.assert_array_equal(jax.vmap(jax.grad(relu))(x), jax.vmap(jax.grad(jax.nn.relu))(x))
+    twice = jax.grad(lambda x: jax.grad(lambda y: (relu(y) ** 2).sum())(x).sum())
+    np.testing.assert_array_equal(twice(x[:5]), [0, 0, 0, 2, 2])
+    assert np.isnan(relu(jnp.nan))

@@ -11,7 +11,7 @@ from conftest import QUICKLY
 from flax import linen as nn
 
 from resnet_jax.errors import InputError
-from resnet_jax.models.norm import BatchNorm, split_groups, statistics
+from resnet_jax.models.norm import BatchNorm, moments_in_one_pass, moments_in_two_passes, split_groups, statistics
 from resnet_jax.weights.load import create_model
 
 
@@ -135,6 +135,30 @@ def test_variance_survives_a_large_mean(mean):
     exact = np.asarray(x, np.float64)
     np.testing.assert_allclose(found.item(), exact.mean(), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(var.item(), exact.var(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 9, 7, 3), (1, 4, 64, 3), (2, 6, 3), (1, 2, 4, 5, 6, 3)])
+@pytest.mark.parametrize("mean", [1e4, 0.0])
+def test_one_pass_equals_two(shape, mean):
+    """Those of GPUs and of other devices, also where the pixels that set the shift are far from all others."""
+    x = mean + jax.random.normal(jax.random.key(1), shape)
+    if x.ndim == 5:
+        x = x.at[:, :, ::8, ::4].add(500.0)
+    exact = np.asarray(x, np.float64)
+    axes = tuple(range(1, x.ndim - 1))
+    for formula in (moments_in_one_pass, moments_in_two_passes):
+        found, var = jax.jit(formula)(x)
+        np.testing.assert_allclose(found, exact.mean(axes, keepdims=True), rtol=1e-6, atol=5e-6 * exact.std())
+        np.testing.assert_allclose(var, exact.var(axes, keepdims=True), rtol=2e-5)
+
+
+def test_a_gpu_takes_statistics_in_one_pass():
+    def lowered(platform):
+        step = jax.jit(jax.grad(lambda x: sum(jnp.sin(each).sum() for each in statistics(x))))
+        return step.trace(jnp.ones((2, 4, 16, 16, 3))).lower(lowering_platforms=(platform,)).as_text()
+
+    assert "tensor<2x4x2x4x3xf32>" in lowered("cuda")
+    assert "tensor<2x4x2x4x3xf32>" not in lowered("cpu")
 
 
 def test_half_precision_keeps_float32_statistics():

@@ -19,7 +19,7 @@ from resnet_jax.models.blocks import (
     PreActBottleneck,
     no_norm,
 )
-from resnet_jax.models.layers import Conv, Dropout
+from resnet_jax.models.layers import Conv, Dropout, blur_pool
 from resnet_jax.models.norm import group_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS, AverageShortcut, DimensionShortcut
@@ -67,6 +67,8 @@ def small(*depths, **fields):
         ("resnet50v2", (33, 46)),
         ("resnetv2_50x1_bit", (33, 46)),
         ("r3d_18", (5, 33, 46)),
+        ("mc3_18", (5, 33, 46)),
+        ("r2plus1d_18", (5, 33, 46)),
     ],
 )
 def test_maps_are_what_stages_say(name, shape, output_stride):
@@ -87,9 +89,21 @@ def test_stages_of_known_networks():
     assert [s.total_stride for s in MODELS["resnet56"].stages()] == [1, 2, 4]
     assert [s.total_stride for s in MODELS["resnet9"].stages()] == [2, 4, 8]
     assert [s.total_stride for s in MODELS["r3d_18"].stages()] == [(1, 2, 2), (2, 4, 4), (4, 8, 8), (8, 16, 16)]
+    # The later blocks keep all frames
+    assert [s.total_stride for s in MODELS["mc3_18"].stages()] == [(1, 2, 2), (1, 4, 4), (1, 8, 8), (1, 16, 16)]
     dilated = MODELS["resnet50"].clone(output_stride=8).stages()
     assert [s.dilations for s in dilated] == [(1, 1), (1, 1), (1, 2), (2, 4)]
     assert [s.stride for s in dilated] == [1, 2, 1, 1]
+
+
+def test_what_would_subsample_the_frames_of_a_block_that_keeps_them_is_refused():
+    for fields, message in (
+        ({"shortcut": AverageShortcut}, "shortcut: D would average frames"),
+        ({"antialias": blur_pool}, "antialias: it would subsample time"),
+    ):
+        model = MODELS["mc3_18"].clone(depths=(1, 1), **fields)
+        with pytest.raises(InputError, match=message):
+            jax.eval_shape(lambda m=model: m.init(jax.random.key(0), jnp.zeros((1, 4, 8, 8, 3))))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +174,7 @@ def test_dilation_computes_what_the_stride_would_have_kept(block, shortcut, outp
 @pytest.mark.slow
 def test_the_blur_is_dilated_with_the_rest():
     for block, stem in ((BasicBlock, CifarStem), (Bottleneck, CifarStem), (PreActBottleneck, PreActCifarStem)):
-        model = small(1, 2, 1, block=block, stem=stem, antialias=True)
+        model = small(1, 2, 1, block=block, stem=stem, antialias=blur_pool)
         x = images(2, 16, 24, 3)
         v = variables(model, x)
         finer = model.clone(output_stride=1)
@@ -190,7 +204,7 @@ def test_antialiasing_is_less_sensitive_to_shifts():
         return changes[2:8:2].mean()  # the first convolution has stride two with and without
 
     model = ResNet((1, 1), width=4, num_classes=0, shortcut=AverageShortcut)
-    plain, blurred = change(model), change(model.clone(antialias=True))
+    plain, blurred = change(model), change(model.clone(antialias=blur_pool))
     assert plain > 0.1
     assert blurred < plain / 3
 

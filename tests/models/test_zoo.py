@@ -8,6 +8,7 @@ import pytest
 from jax.nn.initializers import zeros
 
 from resnet_jax.errors import InputError
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.summary import _published_costs, model_cost, published_cost, summarize
 from resnet_jax.models.zoo import MODELS
@@ -21,6 +22,7 @@ PARAMETERS = {
     "resnet101": 44_549_160,
     "resnet152": 60_192_808,
     "resnet8": 75_290,
+    "resnet8_mlperf_tiny": 78_186,
     "resnet14": 172_506,
     "resnet20": 269_722,
     "resnet32": 464_154,
@@ -34,7 +36,11 @@ PARAMETERS = {
     "resnext50_32x4d": 25_028_904,
     "resnext101_32x8d": 88_791_336,
     "resnext101_64x4d": 83_455_272,
+    "resnext101_32x48d": 828_411_176,
     "r3d_18": 33_371_472,
+    "mc3_18": 11_695_440,
+    "r2plus1d_18": 31_505_325,
+    "mobilenet_v2": 3_504_872,
     # timm's
     "seresnet50": 28_088_024,
     "seresnext50_32x4d": 27_559_896,
@@ -46,6 +52,17 @@ PARAMETERS = {
     "wrn_16_8": 10_961_370,
     "wrn_28_10": 36_479_194,
     "wrn_40_4": 8_949_210,
+    # torchvision's, with their auxiliary heads
+    "fcn_resnet50": 35_322_218,
+    "fcn_resnet101": 54_314_346,
+    "deeplabv3_resnet50": 42_004_074,
+    "deeplabv3_resnet101": 60_996_202,
+    # Without what is frozen
+    "retinanet_resnet50_fpn": 34_014_999,
+    "retinanet_resnet50_fpn_v2": 38_198_935,
+    "fcos_resnet50_fpn": 32_269_600,
+    "fasterrcnn_resnet50_fpn": 41_755_286,
+    "fasterrcnn_resnet50_fpn_v2": 43_712_278,
     # the widths of ImageNet on CIFAR, as in many published repositories
     "resnet18_cifar": 11_173_962,
 }
@@ -61,6 +78,19 @@ MULTIPLY_ADDS = {
     "resnext50_32x4d": 4.230,
     "resnext101_32x8d": 16.414,
     "resnext101_64x4d": 15.460,
+    "r3d_18": 40.697,
+    "mc3_18": 43.343,
+    "r2plus1d_18": 40.519,
+    "mobilenet_v2": 0.301,
+    "fcn_resnet50": 152.717,
+    "fcn_resnet101": 232.738,
+    "deeplabv3_resnet50": 178.722,
+    "deeplabv3_resnet101": 258.743,
+    "retinanet_resnet50_fpn": 151.540,
+    "retinanet_resnet50_fpn_v2": 152.238,
+    "fcos_resnet50_fpn": 128.207,
+    "fasterrcnn_resnet50_fpn": 134.380,
+    "fasterrcnn_resnet50_fpn_v2": 280.371,
 }
 
 
@@ -84,13 +114,21 @@ def test_published_parameters(name):
     assert model_cost(MODELS[name]).parameters == PARAMETERS[name]
 
 
+def test_mlperf_tiny_counts_running_statistics_too():
+    """As Keras does for the reference: with 2 for each of 16 + 16 + 16, 32 + 32 and 64 + 64 channels."""
+    found = variables(MODELS["resnet8_mlperf_tiny"])
+    assert size_of(found["batch_stats"]) == 480
+    assert size_of(found) == 78_666
+
+
 def at_most_three_blocks(model):
     """That many in each stage: one more than `model_cost` looks at."""
     return model.clone(depths=tuple(min(depth, 3) for depth in model.depths))
 
 
 # Many networks differ in depth alone: the last of them stands for all
-KINDS = {at_most_three_blocks(MODELS[name]): name for name in MODELS}
+CLASSIFIERS = [name for name, model in MODELS.items() if isinstance(model, ResNet)]
+KINDS = {at_most_three_blocks(MODELS[name]): name for name in CLASSIFIERS}
 
 
 def parts_of(model):
@@ -157,6 +195,8 @@ def test_a_network_is_a_value():
     assert create_model("resnet50") == MODELS["resnet50"]
     assert create_model("resnet50", num_classes=10) != MODELS["resnet50"]
     assert create_model("resnet50", num_classes=10).depths == (3, 4, 6, 3)
+    # timm's name
+    assert create_model("resnetv2_50") == MODELS["resnet50v2"]
 
 
 def test_unknown_names():

@@ -6,11 +6,24 @@ import pytest
 import timm
 import torch
 from conftest import QUICKLY
+from PIL import Image
 
+from resnet_jax.data.image import Preprocessing
+from resnet_jax.data.resize import resize_to
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.weights.entries import class_names
 from resnet_jax.weights.load import create_model
 from resnet_jax.weights.locate import locate
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.7])
+@pytest.mark.parametrize("shape", [(40, 20), (13, 50), (24, 32), (7, 9), (33, 47)])
+def test_an_image_is_padded_as_timm_does(shape, crop_pct):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    shared = {"crop_pct": crop_pct, "crop_mode": "border", "interpolation": "bicubic", "mean": (0.4, 0.5, 0.6)}
+    transform = timm.data.create_transform((3, 24, 32), std=(1, 1, 1), normalize=False, **shared)
+    theirs = transform(Image.fromarray(image)).numpy().transpose(1, 2, 0)
+    np.testing.assert_array_equal(resize_to(image, Preprocessing(image_size=(24, 32), **shared)), theirs)
 
 
 @pytest.mark.parametrize(

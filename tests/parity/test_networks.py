@@ -1,6 +1,5 @@
 """Whole networks: the weights of torchvision and timm give the same maps, logits, gradients and running statistics."""
 
-import re
 from functools import partial
 
 import jax
@@ -16,11 +15,13 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.video import resnet as video
 
+from resnet_jax.models.layers import average_pool
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.models.stems import ImageNetStem
 from resnet_jax.models.summary import model_cost
-from resnet_jax.models.zoo import MODELS
+from resnet_jax.models.zoo import ALIASES, MODELS
 from resnet_jax.runtime.compiler_options import compiler_options
+from resnet_jax.weights.load import create_model
 from resnet_jax.weights.names import abstract_variables, from_torch, to_state_dict, torch_names
 
 DEPTHS, WIDTH, CLASSES = (2, 1, 1, 1), 16, 10
@@ -28,19 +29,19 @@ DEPTHS, WIDTH, CLASSES = (2, 1, 1, 1), 16, 10
 
 def timm_name(name):
     """What timm calls a network of MODELS."""
-    return re.sub(r"resnet(\d+)v2$", r"resnetv2_\1", name)
+    return {ours: theirs for theirs, ours in ALIASES.items()}.get(name, name)
 
 
-def narrow(name, depths=DEPTHS, smooth=False, **fields):
+def narrow(name, depths=DEPTHS, smooth=False, width=WIDTH, **fields):
     """A network of MODELS and the same of timm, with few blocks and channels."""
     model, fields = MODELS[name], {**fields, "num_classes": CLASSES}
-    channels = tuple(WIDTH * 2**i for i in range(len(depths)))
+    channels = tuple(width * 2**i for i in range(len(depths)))
     if model.block.preactivation:  # timm counts the channels of the output there
         channels = tuple(model.block.expansion * c for c in channels)
-        ours, theirs = model.clone(depths=depths, width=WIDTH, **fields), {"stem_chs": WIDTH}
+        ours, theirs = model.clone(depths=depths, width=width, **fields), {"stem_chs": width}
     else:  # the width of the stem is fixed
         stem = model.stem_features or 64
-        ours, theirs = model.clone(depths=depths, width=WIDTH, stem_features=stem, **fields), {}
+        ours, theirs = model.clone(depths=depths, width=width, stem_features=stem, **fields), {}
     if smooth:
         ours, theirs = ours.clone(act=jax.nn.silu), {**theirs, "act_layer": nn.SiLU}
     return ours, timm.create_model(timm_name(name), layers=depths, channels=channels, **theirs, **fields)
@@ -54,10 +55,28 @@ def narrow_bit():
     return model, timm.models.resnetv2.ResNetV2(DEPTHS, channels, **fields)
 
 
-def shallow_video():
-    model = MODELS["r3d_18"].clone(depths=(1, 1, 1, 1), num_classes=CLASSES)
-    makers = [video.Conv3DSimple] * 4
-    return model, video.VideoResNet(video.BasicBlock, makers, [1, 1, 1, 1], video.BasicStem, num_classes=CLASSES)
+def shallow_video(name, first, later, stem):
+    model = MODELS[name].clone(depths=(1, 1, 1, 1), num_classes=CLASSES)
+    return model, video.VideoResNet(video.BasicBlock, [first, *[later] * 3], [1, 1, 1, 1], stem, num_classes=CLASSES)
+
+
+def shallow_mobile():
+    """With a stride in a stage of one block, and a block whose shape stays."""
+    depths, widths, strides = (2, 1, 1, 1, 1, 1), (24, 32, 64, 96, 160, 320), (2, 2, 2, 1, 2, 1)
+    settings = [[1, 16, 1, 1], *([6, *each] for each in zip(widths, depths, strides, strict=True))]
+    theirs = torchvision.models.MobileNetV2(CLASSES, inverted_residual_setting=settings)
+    return MODELS["mobilenet_v2"].clone(depths=depths, num_classes=CLASSES), theirs
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "mc3_18", "r2plus1d_18"])
+def test_files_of_the_published_video_networks_are_read_whole(name, tmp_path):
+    network = getattr(video, name)()
+    torch.save(network.state_dict(), tmp_path / f"{name}.pth")
+    model, variables = create_model(name, pretrained=tmp_path / f"{name}.pth")
+    assert (model, model.num_classes) == (MODELS[name], 400)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == model_cost(model).parameters
+    back = to_state_dict(model, variables)
+    assert all(np.array_equal(tensor.numpy(), back[key]) for key, tensor in network.state_dict().items())
 
 
 def deep():
@@ -235,11 +254,22 @@ NETWORKS = {
             "resnetblur50d",
             "resnet18v2",
             "resnet50v2",
+            "resnet10t",
+            "resnet14t",
+            "ecaresnet50t",
+            "ecaresnetlight",
+            "resnetaa50",
+            "seresnetaa50d",
         )
     },
     "resnetv2_50x1_bit": narrow_bit,
+    "resnet50_gn": partial(narrow, "resnet50_gn", width=32),
     "resnet50, all of it": deep,
-    "r3d_18": shallow_video,
+    "r3d_18": partial(shallow_video, "r3d_18", video.Conv3DSimple, video.Conv3DSimple, video.BasicStem),
+    "mc3_18": partial(shallow_video, "mc3_18", video.Conv3DSimple, video.Conv3DNoTemporal, video.BasicStem),
+    "r2plus1d_18": partial(shallow_video, "r2plus1d_18", video.Conv2Plus1D, video.Conv2Plus1D, video.R2Plus1dStem),
+    "mobilenet_v2": shallow_mobile,
+    "mobilenet_v2, all of it": lambda: (MODELS["mobilenet_v2"], torchvision.models.mobilenet_v2()),
     **{
         f"{name}, output stride {stride}": partial(narrow, name, depths=(1, 1, 2, 2), output_stride=stride)
         for name in ("resnet50", "resnet50v2")
@@ -260,8 +290,8 @@ NETWORKS = {
 
 
 def images(model, batch=2):
-    """Images of odd sizes."""
-    shapes = {1: (71,), 2: (33, 41), 3: (5, 17, 15)}
+    """Images of odd sizes, but for averages, for which timm's have to be even."""
+    shapes = {1: (71,), 2: (32, 64) if model.antialias is average_pool else (33, 41), 3: (5, 17, 15)}
     shape = shapes[len(model.input_shape) - 1]
     return np.random.default_rng(0).normal(size=(batch, *shape, 3)).astype(np.float32)
 
@@ -290,6 +320,8 @@ def variables_of(model, state):
 
 def stages_of(model, network):
     """The modules after which the map of a stage is complete."""
+    if model.last_features:
+        return [network.features[1 + sum(model.depths[: i + 1])] for i in range(5)] + [network.features[-1]]
     if not model.block.preactivation:
         return [getattr(network, f"layer{i + 1}") for i in range(len(model.depths))]
     return [*network.stages[:-1], network.norm]
@@ -312,6 +344,7 @@ SLOW = {
     "resnet50s",
     "resnetblur50",
     "resnet50, all of it",
+    "mobilenet_v2, all of it",
     "resnet50, output stride 16",
     "resnet50v2, output stride 16",
     "resnet50 of torchvision, output stride 16",
@@ -323,6 +356,9 @@ SLOW = {
     "resnetrs50",
     "seresnext26d_32x4d",
     "resnetv2_50x1_bit",
+    "resnet14t",
+    "ecaresnetlight",
+    "seresnetaa50d",
 }
 assert set(NETWORKS) > SLOW
 
@@ -408,17 +444,18 @@ def test_gradients_and_running_statistics(name, randomize):
 
 
 def known_to_timm():
-    return [name for name in MODELS if timm_name(name) in timm.list_models() and name != "r3d_18"]
+    return [name for name in MODELS if timm_name(name) in timm.list_models() and len(MODELS[name].input_shape) == 3]
 
 
 def alike():
     """The networks that differ from one before them in depths, widths and sizes alone."""
-    parts, later = set(), []
+    seen, later = set(), []
     for name in known_to_timm():
         model = MODELS[name]
-        key = model.block, model.stem, model.shortcut, model.gate, model.conv, model.antialias, model.groups > 1
-        later += [name] if key in parts else []
-        parts.add(key)
+        parts = ("block", "stem", "shortcut", "gate", "conv", "norm", "antialias")
+        key = *(getattr(model, part) for part in parts), model.groups > 1
+        later += [name] if key in seen else []
+        seen.add(key)
     return later
 
 
@@ -430,4 +467,4 @@ def test_parameters_are_as_many_as_timm_has(name):
 
 
 def test_timm_has_most_of_them():
-    assert len(known_to_timm()) >= 50
+    assert len(known_to_timm()) >= 70

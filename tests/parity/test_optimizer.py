@@ -13,7 +13,7 @@ from timm.optim import Lamb, Lars, RMSpropTF
 from timm.utils.agc import adaptive_clip_grad
 
 from resnet_jax.optim.optimizers import make_optimizer
-from resnet_jax.optim.schedules import learning_rate
+from resnet_jax.optim.schedules import learning_rate, plateau_factor
 from resnet_jax.recipe import Optimizer, Recipe, Schedule
 
 SHAPES = {
@@ -72,6 +72,37 @@ def test_sgd(nesterov):
 def test_adamw():
     optimizer = kernels_only("adamw", lr=0.01, b1=0.8, b2=0.99, eps=1e-6)
     assert_same(ours(optimizer), theirs(lambda p: torch.optim.AdamW(p, 0.01, (0.8, 0.99), 1e-6), 0.05))
+
+
+def test_adam():
+    optimizer = kernels_only("adam", lr=0.01, b1=0.8, b2=0.99, eps=1e-6)
+    assert_same(ours(optimizer), theirs(lambda p: torch.optim.Adam(p, 0.01, (0.8, 0.99), 1e-6), 0.05))
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_cosine_with_restarts(factor):
+    name, fields = "cosine_restarts", {"restart_every": 10, "restart_mult": factor, "end_factor": 0.1}
+    recipe = Recipe(epochs=None, steps=80, schedule=Schedule(name=name, warmup=0, **fields), optimizer=Optimizer(lr=2))
+    rate, torchs = learning_rate(recipe, 1), torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 2.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(torchs, 10, factor, eta_min=0.2)
+    for step in range(80):
+        assert float(rate(step)) == pytest.approx(torchs.param_groups[0]["lr"], rel=1e-5), step
+        torchs.step()
+        schedule.step()
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_plateau(patience):
+    losses = np.random.default_rng(0).normal(size=60).cumsum() ** 2 + 1
+    schedule = Schedule(name="plateau", gamma=0.5, plateau_patience=patience, end_factor=0.01)
+    torchs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(torchs, factor=0.5, patience=patience, min_lr=0.01)
+    found = []
+    for count, loss in enumerate(losses, 1):
+        theirs.step(loss)
+        found.append(plateau_factor(losses[:count], schedule))
+        assert found[-1] == pytest.approx(torchs.param_groups[0]["lr"])
+    assert len(set(found)) > 3
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])

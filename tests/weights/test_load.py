@@ -72,6 +72,10 @@ def test_our_own_names_are_read_as_well(tmp_path):
         ("resnet50v2", "params/stage3_block6/norm3/bias", "stages.2.blocks.5.norm3.bias"),
         ("resnet50v2", "params/norm/scale", "norm.weight"),
         ("r3d_18", "params/stage1_block2/norm2/scale", "layer1.1.conv2.1.weight"),
+        ("mc3_18", "params/stage3_block1/shortcut/conv/kernel", "layer3.0.downsample.0.weight"),
+        ("r2plus1d_18", "params/stem/conv2/kernel", "stem.3.weight"),
+        ("r2plus1d_18", "params/stage1_block2/norm3/scale", "layer1.1.conv2.0.1.weight"),
+        ("r2plus1d_18", "batch_stats/stage4_block1/norm4/var", "layer4.0.conv2.1.running_var"),
     ],
 )
 def test_names(name, path, torch):
@@ -139,7 +143,7 @@ def changed(model=SMALL, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"layer1.0.bn1.bias": None}, "has no parameter 'layer1.0.bn1.bias'; is it of another network"),
+        ({"layer1.0.bn1.bias": None}, "has no parameter 'layer1.0.bn1.bias'; is it for another network"),
         ({"layer1.0.bn1.bias": None, "bn1.bias": None}, "has no parameter 'bn1.bias' and 1 others"),
         ({"layer3.0.conv1.weight": np.ones(1, np.float32)}, "has an unknown parameter 'layer3.0.conv1.weight'"),
         (
@@ -154,8 +158,8 @@ def changed(model=SMALL, **changes):
             "bn1.weight is float64, the network float32; `resnet-jax convert --cast` rounds it",
         ),
         ({"bn1.weight": np.ones(4, np.int32)}, "bn1.weight is int32, the network float32$"),
-        ({"bn1.running_var": np.array([1, 1, np.nan, 1], np.float32)}, "bn1.running_var is not finite"),
-        ({"bn1.running_var": np.array([1, 1, np.inf, 1], np.float32)}, "bn1.running_var is not finite"),
+        ({"bn1.running_var": np.array([1, 1, np.nan, 1], np.float32)}, "running_var has values that are not finite"),
+        ({"bn1.running_var": np.array([1, 1, np.inf, 1], np.float32)}, "running_var has values that are not finite"),
         ({"fc.bias": None}, "has no parameter 'fc.bias'"),
     ],
 )
@@ -178,7 +182,7 @@ def test_cast_takes_other_floats_and_no_integers():
 @pytest.mark.parametrize("model", [SMALL, PRE], ids=["post", "pre"])
 def test_another_number_of_classes_initialises_a_new_head_and_says_so(model):
     loaded = match(model.clone(num_classes=7), changed(model))
-    assert loaded.notes == ("weights.safetensors: its head of 3 classes is left out; one of 7 is initialised",)
+    assert loaded.notes == ("weights.safetensors: its head for 3 classes is dropped; a new one for 7 is initialised",)
     whole = with_head(model.clone(num_classes=7), loaded.variables)
     assert whole["params"]["head"]["kernel"].shape == (model.stages()[-1].channels, 7)
     del loaded.variables["params"]["stem"]
@@ -227,7 +231,7 @@ def test_create(tmp_path, caplog):
     chex.assert_trees_all_equal(variables, variables_of(SMALL))
     with caplog.at_level(logging.WARNING):
         model, variables = create_model("resnet20", **FIELDS, pretrained=file, num_classes=5)
-    assert "its head of 3 classes is left out" in caplog.text
+    assert "its head for 3 classes is dropped" in caplog.text
     logits = jax.eval_shape(model.apply, variables, jnp.ones((2, 8, 8, 3)))
     assert logits.shape == (2, 5)
     again = create_model("resnet20", **FIELDS, pretrained=file, num_classes=5)[1]

@@ -1,5 +1,6 @@
 """Where weights are found: files, folders, the hub's cache, published names."""
 
+import hashlib
 import json
 import sys
 
@@ -63,14 +64,14 @@ def entry_of(tmp_path, arguments=None, cfg=None, **values):
 
 
 def test_what_a_config_says_of_the_network_is_taken(tmp_path):
-    assert entry_of(tmp_path, global_pool="avg", cfg={"crop_mode": "center"})[6:] == ((), (), "")
+    assert entry_of(tmp_path, global_pool="avg", cfg={"crop_mode": "center"})[6:9] == ((), (), "")
     assert entry_of(tmp_path, global_pool="max").fields == (("pool", "max"),)
     assert entry_of(tmp_path, {"global_pool": "max", "act_layer": "swish"}, global_pool="avg").fields == (
         ("act", "silu"),
         ("pool", "max"),
     )
     neutral = {"num_classes": 12, "in_chans": 3, "drop_path_rate": 0.1, "act_layer": "relu", "output_stride": 32}
-    assert entry_of(tmp_path, neutral)[6:] == ((), (), "")
+    assert entry_of(tmp_path, neutral)[6:9] == ((), (), "")
 
 
 def test_names_of_a_config_are_taken_also_for_a_thousand_classes(tmp_path):
@@ -78,7 +79,7 @@ def test_names_of_a_config_are_taken_also_for_a_thousand_classes(tmp_path):
     for values in ({"label_names": names}, {"cfg": {"label_names": names}}):
         entry = entry_of(tmp_path, num_classes=1000, **values)
         assert class_names(1000, entry) == tuple(names)
-        with pytest.raises(InputError, match="here: config.json names 1,000 classes, and the weights have 12; mend"):
+        with pytest.raises(InputError, match="here: config.json names 1,000 classes, and the weights have 12; correct"):
             class_names(12, entry)
 
 
@@ -189,9 +190,13 @@ def test_the_hub(hub):
     assert locate("hf:timm/resnet50.a1_in1k@main") == expected
     assert asked[-1] == ("timm/resnet50.a1_in1k", "model.safetensors", "main", True)
     assert locate("hf:me/my_a1_in1k").entry.model == "resnet50v2"  # by the config.json there
-    with pytest.raises(InputError, match="hf:me/gone: cannot be had from the hub .Name or service not known.; without"):
+    with pytest.raises(
+        InputError, match="hf:me/gone: cannot be downloaded from the hub .Name or service not known.; without"
+    ):
         locate("hf:me/gone")
-    with pytest.raises(InputError, match="hf:me/offline: cannot be had from the hub .check your connection.; without"):
+    with pytest.raises(
+        InputError, match="hf:me/offline: cannot be downloaded from the hub .check your connection.; without"
+    ):
         locate("hf:me/offline")
     with pytest.raises(InputError, match="hf:me/empty: has no model.safetensors and no .* and no pytorch_model.bin"):
         locate("hf:me/empty")
@@ -230,15 +235,30 @@ def test_entries_are_of_our_networks():
         assert entry.name == name
         assert entry.preprocessing.interpolation in ("bilinear", "bicubic")
         assert 0 < entry.preprocessing.crop_pct <= 1
+        # Weights without a head have no classes
+        assert bool(entry.classes) == ("linear probe" not in dict(entry.scores))
         assert len(entry.preprocessing.mean) == len(entry.preprocessing.std) == 3
         assert entry.top1 is None or 50 < entry.top1 < 100
 
 
+def test_a_published_file_is_known_by_its_name_and_checked(tmp_path, monkeypatch):
+    data = b"weights"
+    digest = hashlib.sha256(data).hexdigest()[:8]
+    entry = WEIGHTS["fcn_resnet50.tv_coco_voc"]
+    assert entry.score == "mIoU 60.5"
+    assert len(entry.class_names) == entry.classes
+    monkeypatch.setitem(WEIGHTS, entry.name, entry._replace(source=f"https://example.org/fcn-{digest}.pth"))
+    file = tmp_path / f"fcn-{digest}.pth"
+    file.write_bytes(data)
+    assert locate(file).entry.name == entry.name
+    file.write_bytes(data + b"!")
+    with pytest.raises(InputError, match=f"its SHA-256 begins with ........, not {digest}; download it again from"):
+        locate(file)
+
+
 def test_the_best_entry():
-    assert (
-        best_entry("resnet50").name
-        == max((entry for entry in WEIGHTS.values() if entry.model == "resnet50"), key=lambda entry: entry.top1).name
-    )
+    known = [entry for entry in WEIGHTS.values() if entry.model == "resnet50"]
+    assert best_entry("resnet50").name == max(known, key=lambda entry: entry.top1 or 0).name
     assert best_entry("plain20") is None
 
 

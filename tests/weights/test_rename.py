@@ -16,7 +16,7 @@ from resnet_jax.weights.tensors import read_tensors, write_tensors
 
 COUNTER = {"n_averaged": np.array(7, np.int64)}
 ONE = np.ones(3, np.float32)
-PREFIXES = ("module.", "model.", "net.", "backbone.", "encoder.", "model._orig_mod.", "_orig_mod.", "module.encoder_q.")
+PREFIXES = ("module.", "model.", "net.", "backbone.", "encoder.", "model._orig_mod.", "_orig_mod.")
 HEADS = ("linear", "classifier", "classifier.1", "head", "last_linear", "fc.1", "fc", "head.fc")
 
 
@@ -64,11 +64,64 @@ def test_nothing_is_guessed(tmp_path, more, message):
         loaded(tmp_path, SMALL, renamed(SMALL, lambda name: f"model.{name}") | more)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_of_moco_the_trained_encoder_is_taken(tmp_path, prefix):
+    both = renamed(SMALL, lambda name: f"{prefix}encoder_q.{name}")
+    both |= {
+        f"{prefix}encoder_k.{name}": 0 * tensor for name, tensor in to_state_dict(SMALL, variables_of(SMALL)).items()
+    }
+    both |= {f"{prefix}queue": ONE, f"{prefix}queue_ptr": np.zeros(1, np.int64)}
+    found = loaded(tmp_path, SMALL, both)
+    chex.assert_trees_all_equal(found.variables["batch_stats"], variables_of(SMALL)["batch_stats"])
+    assert (
+        f"left out, as not part of the network: the momentum encoder under '{prefix}encoder_k.' and " in found.notes[1]
+    )
+
+
+PROJECTIONS = {
+    "MoCo": ("module.encoder_q.", ("module.encoder_q.fc.weight", "module.encoder_q.fc.bias"), "fc"),
+    "MoCo v2": (
+        "module.encoder_q.",
+        tuple(f"module.encoder_q.fc.{i}.{x}" for i in "02" for x in ("weight", "bias")),
+        "fc",
+    ),
+    "MoCo v3": ("module.base_encoder.", ("module.base_encoder.fc.0.weight", "module.predictor.0.weight"), "fc"),
+    "SwAV": (
+        "module.",
+        ("module.projection_head.0.weight", "module.projection_head.1.running_mean", "module.prototypes.weight"),
+        "projection_head",
+    ),
+    "DINO": ("backbone.", ("head.mlp.0.weight", "head.last_layer.weight_g"), "head.last_layer' and 'head.mlp"),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_what_was_trained_behind_the_features_is_left_out(tmp_path, name):
+    """The names in the published checkpoints of self-supervised training."""
+    prefix, layers, said = PROJECTIONS[name]
+    encoder = renamed(SMALL, lambda name: prefix + name)
+    tensors = {key: tensor for key, tensor in encoder.items() if ".fc." not in key} | dict.fromkeys(layers, ONE)
+    found = loaded(tmp_path, SMALL, tensors)
+    chex.assert_trees_all_equal(found.variables["batch_stats"], variables_of(SMALL)["batch_stats"])
+    assert "head" not in found.variables["params"]
+    assert f"the layers trained after the features, '{said}'" in " ".join(found.notes)
+    assert "has no head; one of 3 classes is initialised" in found.notes[0]
+
+
+def test_of_moco_v3_the_trained_encoder_is_taken(tmp_path):
+    weights = to_state_dict(SMALL, variables_of(SMALL))
+    both = {f"module.base_encoder.{name}": tensor for name, tensor in weights.items() if "fc." not in name}
+    both |= {f"module.momentum_encoder.{name}": 0 * tensor for name, tensor in weights.items()}
+    found = loaded(tmp_path, SMALL, both)
+    chex.assert_trees_all_equal(found.variables["batch_stats"], variables_of(SMALL)["batch_stats"])
+    assert "the momentum encoder under 'module.momentum_encoder.'" in found.notes[1]
+
+
 def test_what_was_found_is_said(tmp_path):
     tensors = renamed(SMALL, lambda name: f"model.{name}") | COUNTER
     del tensors["model.bn1.bias"]
     with pytest.raises(
-        InputError, match=r"has no parameter .* others \(names begin with 'model\.'\); is it of another"
+        InputError, match=r"has no parameter .* others \(names begin with 'model\.'\); is it for another"
     ):
         loaded(tmp_path, SMALL, tensors)
 
@@ -121,8 +174,10 @@ def test_shards_of_an_index(tmp_path, name):
         ({**places, first: max(parts)}, f"shard '{file}' and the index differ in '{first}'"),
         ({**places, "more": file}, f"shard '{file}' and the index differ in 'more'"),
         ({first: "gone.safetensors"}, "shard 'gone.safetensors': no such file"),
-        ({first: "../x"}, "a shard that is no name of a file beside it"),
-        ({first: 1}, "a shard that is no name of a file beside it"),
+        ({first: "../x"}, "a shard that is not the name of a file beside it"),
+        ({first: ""}, "a shard that is not the name of a file beside it"),
+        ({first: "x" * 300}, "a shard that is not the name of a file beside it"),
+        ({first: 1}, "a shard that is not the name of a file beside it"),
         ({first: name}, "neither a safetensors nor"),
         ([], "no index of weights"),
     ):

@@ -164,7 +164,7 @@ def test_what_is_no_file_is_named(tmp_path):
         ({"__metadata__": {"a": 1}}, b"", "metadata is no table of strings"),
         ({"__metadata__": {"a": "b"}}, b"", "no tensors in it"),
         ({}, b"", "no tensors in it"),
-        (b'{"a": 1, "a": 1}', b"", "'a' is there twice"),
+        (b'{"a": 1, "a": 1}', b"", "'a' occurs twice"),
         (b'{"a": NaN}', b"", "NaN is not JSON"),
         (b'{"\\ud800": 1}', b"", "header is damaged"),
         (b'{"\xff": 1}', b"", "header is damaged"),
