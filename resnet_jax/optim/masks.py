@@ -74,17 +74,26 @@ def rate_factors(params: Any, optimizer: Optimizer) -> Any:
     """Return a tree of floats like `params`: the factor on the learning rate of each parameter.
 
     The head has head_lr_mult. Of B blocks the last one has layer_decay, the first one layer_decay**B and the stem
-    layer_decay**(B + 1). The final normalisation of a pre-activation network counts as part of the last block.
+    layer_decay**(B + 1). The final normalisation of a pre-activation network counts as part of the last block. In a
+    network on a backbone, everything outside the backbone counts as the head.
     """
-    blocks = sorted({top for top in params if re.fullmatch(r"stage\d+_block\d+", top)}, key=_numbers)
+    tops = params.get("backbone", params)
+    blocks = sorted({top for top in tops if re.fullmatch(r"stage\d+_block\d+", top)}, key=_numbers)
     above = {"head": 0, "norm": 1, **{name: len(blocks) - place for place, name in enumerate(blocks)}}
 
     def factor(path: tuple[Any, ...], _: Any) -> float:
-        top = keys(path)[0]
+        top = _part(keys(path), "backbone" in params)
         rate = optimizer.layer_decay ** above.get(top, len(blocks) + 1)
         return rate * optimizer.head_lr_mult if top == "head" else rate
 
     return jax.tree_util.tree_map_with_path(factor, params)
+
+
+def _part(names: list[str], on_backbone: bool) -> str:
+    """Return the name of the stem, block or head that has a parameter."""
+    if not on_backbone:
+        return names[0]
+    return names[1] if names[0] == "backbone" else "head"
 
 
 def _numbers(name: str) -> list[int]:

@@ -5,6 +5,7 @@ passes on.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from optax import contrib
 
 from resnet_jax.errors import unknown
 from resnet_jax.optim.masks import decay_mask, frozen_mask, keys, rate_factors
+from resnet_jax.optim.schedule_free import schedule_free
 from resnet_jax.recipe import Optimizer
 
 Rule = Callable[[Optimizer, optax.Schedule], optax.GradientTransformation]
@@ -25,7 +27,9 @@ Mask = Callable[[Any], Any]
 _MUON_SCALE = 0.2
 
 
-def make_optimizer(optimizer: Optimizer, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    optimizer: Optimizer, schedule: optax.Schedule, params: Any, *, plateau: bool = False
+) -> optax.GradientTransformation:
     """Return the gradient transformation of a recipe.
 
     Frozen parameters have no optimiser state, and their gradients are ignored.
@@ -34,12 +38,18 @@ def make_optimizer(optimizer: Optimizer, schedule: optax.Schedule, params: Any) 
         optimizer: name and hyperparameters.
         schedule: step -> learning rate.
         params: the tree of parameters, or of their shapes and dtypes.
+        plateau: keep a factor on the rate in the state, under the name "factor", which is 1 until it is set.
 
     Raises:
         InputError: The name is unknown, a pattern to freeze matches nothing, or all parameters are frozen.
     """
     if optimizer.name not in RULES:
         raise unknown("optimizer.name", optimizer.name, RULES)
+    if plateau:
+        # A parameter of this name, since its values are injected by name
+        return optax.inject_hyperparams(
+            lambda factor: make_optimizer(optimizer, lambda step: factor * schedule(step), params)
+        )(factor=1.0)
     parts = [*_clips(optimizer), RULES[optimizer.name](optimizer, schedule)]
     if (optimizer.layer_decay, optimizer.head_lr_mult) != (1.0, 1.0):
         parts.append(_scaled(rate_factors(params, optimizer)))
@@ -49,6 +59,27 @@ def make_optimizer(optimizer: Optimizer, schedule: optax.Schedule, params: Any) 
     frozen = frozen_mask(params, optimizer.freeze)
     labels = jax.tree.map(lambda still: "frozen" if still else "trained", frozen)
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def advance_schedules(before: Any, after: Any) -> Any:
+    """Return the optimiser state before a step with the schedules of the one after it.
+
+    The learning rate follows the step, skipped or not; momenta and the counts that correct their bias stay.
+    """
+    injected, averaged = optax.schedules.InjectStatefulHyperparamsState, contrib.ScheduleFreeState
+
+    def one(old: Any, new: Any) -> Any:
+        if isinstance(old, optax.ScaleByScheduleState):
+            return new
+        if isinstance(old, injected):
+            return new._replace(inner_state=advance_schedules(old.inner_state, new.inner_state))
+        if isinstance(old, averaged):
+            base = advance_schedules(old.base_optimizer_state, new.base_optimizer_state)
+            return old._replace(step_count=new.step_count, base_optimizer_state=base)
+        return old
+
+    kinds = (optax.ScaleByScheduleState, injected, averaged)
+    return jax.tree.map(one, before, after, is_leaf=lambda node: isinstance(node, kinds))
 
 
 def _scaled(factors: Any) -> optax.GradientTransformation:
@@ -80,7 +111,7 @@ def _clip_adaptive(clipping: float) -> optax.GradientTransformation:
     """
 
     def rank(path: tuple[Any, ...], leaf: Any) -> str:
-        return "head" if keys(path)[0] == "head" else str(leaf.ndim)
+        return "head" if "head" in keys(path) else str(leaf.ndim)
 
     by_rank = {str(n): optax.adaptive_grad_clip(clipping, axis=tuple(range(n - 1)) or None) for n in range(1, 6)}
     labels = partial(jax.tree_util.tree_map_with_path, rank)
@@ -107,6 +138,30 @@ def _rmsprop(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTr
         schedule, decay=optimizer.b2, eps=optimizer.eps, initial_scale=1.0, momentum=optimizer.momentum or None
     )
     return optax.chain(_decay(optimizer), rmsprop)
+
+
+def _adam(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return Adam as in PyTorch: decay is added to the gradient."""
+    return optax.chain(_decay(optimizer), optax.adam(schedule, optimizer.b1, optimizer.b2, optimizer.eps))
+
+
+def _lion(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return optax.lion(schedule, optimizer.b1, optimizer.b2, weight_decay=optimizer.weight_decay, mask=_scope(optimizer))
+
+
+def _adafactor(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return Adafactor without momentum; decay is decoupled and follows the learning rate, as in AdamW."""
+    adafactor = optax.adafactor(None, weight_decay_rate=optimizer.weight_decay, weight_decay_mask=_scope(optimizer))
+    # Without a rate of its own, it returns updates to be subtracted, already with their sign
+    return optax.chain(adafactor, optax.scale_by_schedule(schedule))
+
+
+def _schedule_free_sgd(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return schedule_free(optax.chain(_decay(optimizer), optax.sgd(schedule)), schedule, optimizer.b1)
+
+
+def _schedule_free_adamw(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
+    return schedule_free(_adamw(replace(optimizer, b1=0.0), schedule), schedule, optimizer.b1)
 
 
 def _adamw(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -184,7 +239,10 @@ def _muon(optimizer: Optimizer, schedule: optax.Schedule) -> optax.GradientTrans
 
 
 def _muon_or_adamw(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: "muon" if leaf.ndim > 2 else "adamw", params)
+    def rule(path: tuple[Any, ...], leaf: Any) -> str:
+        return "muon" if leaf.ndim > 2 and "head" not in keys(path) else "adamw"
+
+    return jax.tree_util.tree_map_with_path(rule, params)
 
 
 def _matrix(kernel: Array) -> contrib.MuonDimensionNumbers:
@@ -200,8 +258,13 @@ def _sized(updates: Any, params: Any) -> Any:
 RULES: dict[str, Rule] = {
     "sgd": _sgd,
     "rmsprop": _rmsprop,
+    "adam": _adam,
     "adamw": _adamw,
+    "adafactor": _adafactor,
+    "lion": _lion,
     "lamb": _lamb,
     "lars": _lars,
     "muon": _muon,
+    "schedule_free_sgd": _schedule_free_sgd,
+    "schedule_free_adamw": _schedule_free_adamw,
 }

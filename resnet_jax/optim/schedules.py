@@ -1,8 +1,10 @@
 """The learning rate schedule of a recipe, from optax if it has the shape."""
 
+from collections.abc import Sequence
 from typing import get_args
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 
@@ -35,13 +37,17 @@ def _shape(recipe: Recipe, train_size: int, warmup: int) -> optax.Schedule:
     schedule, peak = recipe.schedule, recipe.optimizer.lr
     rest = max(1, total_steps(recipe, train_size) - warmup)
     match schedule.name:
-        case "constant":
+        # The factor of a plateau is in the optimiser state
+        case "constant" | "plateau":
             return optax.constant_schedule(peak)
         case "steps":
             return optax.piecewise_constant_schedule(peak, _drops(recipe, train_size, warmup))
         # Loshchilov and Hutter 2017, section 3, without restarts
         case "cosine":
             return optax.cosine_decay_schedule(peak, rest, schedule.end_factor)
+        case "cosine_restarts":
+            first = in_steps(recipe, schedule.restart_every, train_size)
+            return cosine_restarts(peak, _cycles(first, schedule.restart_mult, rest), schedule.end_factor)
         case "linear":
             return optax.linear_schedule(peak, schedule.end_factor * peak, rest)
         case "polynomial":
@@ -51,6 +57,50 @@ def _shape(recipe: Recipe, train_size: int, warmup: int) -> optax.Schedule:
             every = in_steps(recipe, schedule.decay_every, train_size)
             return optax.exponential_decay(peak, every, schedule.gamma, staircase=schedule.staircase)
     raise unknown("schedule.name", schedule.name, get_args(Schedule.__annotations__["name"]))
+
+
+def _cycles(first: float, factor: float, total: int) -> list[int]:
+    """Return lengths in steps, each `factor` times the one before, that cover a total."""
+    lengths: list[int] = []
+    while sum(lengths) < total:
+        lengths.append(max(1, round(first * factor ** len(lengths))))
+    return lengths
+
+
+def cosine_restarts(peak: float, lengths: Sequence[int], end_factor: float) -> optax.Schedule:
+    """Return a cosine decay that starts again at the peak after each of these lengths in steps.
+
+    Reference:
+        Loshchilov and Hutter 2017, section 3.
+    """
+    starts, sizes = np.cumsum([0, *lengths[:-1]]), np.asarray(lengths)
+
+    def rate(step: Array | int) -> Array:
+        cycle = jnp.searchsorted(jnp.asarray(starts), step, side="right") - 1
+        fraction = jnp.minimum((step - jnp.asarray(starts)[cycle]) / jnp.asarray(sizes)[cycle], 1.0)
+        return _between(peak, end_factor * peak, fraction, "cosine")
+
+    return rate
+
+
+# Relative improvement of a loss that counts, as in torch
+_IMPROVEMENT = 1e-4
+
+
+def plateau_factor(losses: Sequence[float], schedule: Schedule) -> float:
+    """Return the factor on the rate after these losses, oldest first, as torch's ReduceLROnPlateau has it.
+
+    Example:
+        >>> plateau_factor([1.0, 1.0, 1.0], Schedule(name="plateau", plateau_patience=1, gamma=0.5))
+        0.5
+    """
+    factor, best, bad = 1.0, float("inf"), 0
+    for loss in losses:
+        better = loss < best * (1 - _IMPROVEMENT)
+        best, bad = (loss, 0) if better else (best, bad + 1)
+        if bad > schedule.plateau_patience:
+            factor, bad = max(factor * schedule.gamma, schedule.end_factor), 0
+    return factor
 
 
 def _drops(recipe: Recipe, train_size: int, warmup: int) -> dict[int, float]:

@@ -4,19 +4,18 @@ Devices, hosts, folders and intervals are options of a run and not part of the r
 curve.
 """
 
-import dataclasses
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from resnet_jax.recipe.bounds import FRACTION, NON_NEGATIVE, POSITIVE, UNIT, Bounds, Increasing, Pair, UsedBy
+from resnet_jax.recipe.optimization import Optimizer, Schedule
 
-# Fields of the network that a recipe changes: given as a dict, kept as sorted pairs, which are hashable
+# A table of names and values: given as a dict, kept as sorted pairs, which are hashable
 if TYPE_CHECKING:
-    NetworkFields = Mapping[str, Any] | tuple[tuple[str, Any], ...]
+    Table = Mapping[str, Any] | tuple[tuple[str, Any], ...]
 else:
-    NetworkFields = tuple[tuple[str, Any], ...]
+    Table = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Model:
 
     name: str = "resnet20"
     """Published network (`resnet-jax list` shows all), or a network of your own as `package.module:network`."""
-    fields: NetworkFields = ()
+    fields: Table = ()
     """Other fields of the network, as a dict or, on the command line, as JSON: {"width": 32, "block": "Bottleneck"}.
     Classes are given by name."""
     shortcut: Literal["A", "B", "C", "D", "none"] | None = None
@@ -49,9 +48,14 @@ class Model:
     drop_path: Annotated[float, FRACTION] = 0.0
     """Stochastic depth: probability of skipping the last block, growing linearly from 0 at the first (Huang et al.
     2016)."""
+    quantize: bool = False
+    """Quantisation-aware training: round the weights and inputs of all convolutions and of the head to int8 in the
+    forward pass (Jacob et al. 2018). Best from `pretrained` float weights, at a small learning rate."""
     pretrained: str | None = None
     """Initial weights: a run, a file, `hf:OWNER/NAME` or an entry of `resnet-jax list --weights`. If the number of
     classes differs, the head is re-initialised."""
+    pretrained_best: bool = False
+    """Of a run, take the checkpoint with the best evaluation instead of the newest."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the computation; parameters, statistics, head and loss stay float32."""
 
@@ -78,16 +82,48 @@ class Data:
 
     name: str = "digits"
     """Data set; `resnet-jax list` shows all."""
-    image_size: Annotated[int | None, POSITIVE] = None
-    """Height and width in pixels. The shorter side is resized to image_size / crop_pct and the centre is cropped.
-    None leaves images as they are, which needs a data set of one size."""
+    image_size: Annotated[int | tuple[int, int] | None, POSITIVE] = None
+    """Height and width in pixels: one number, or both. The image is resized to image_size / crop_pct, keeping its
+    shape, as `crop_mode` says. None leaves images as they are, which needs a data set of one size."""
     crop_pct: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
     """Fraction of the resized shorter side that the centre crop keeps."""
+    crop_mode: Literal["center", "border"] = "center"
+    """center: cover the size and crop the centre. border: fit into the size and pad with the mean, which has no label
+    in a mask."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation of the resize, antialiased."""
-    num_validation: Annotated[int, NON_NEGATIVE] = 0
-    """Number of training images held out for validation, always the same ones. If positive, a run is evaluated on
-    them and not on the test split."""
+    sample_rate: Annotated[int | None, POSITIVE] = None
+    """Sound: samples per second. Sound files are resampled to it."""
+    seconds: Annotated[float | None, POSITIVE] = None
+    """Sound: length to which files are cropped or padded around their centre. Folders then hold sound files."""
+    frames: Annotated[int | None, POSITIVE] = None
+    """Video: number of frames of a clip. Folders then hold video files; training takes a random clip of each, and
+    evaluation the middle one."""
+    frame_rate: Annotated[float | None, POSITIVE] = None
+    """Video: frames per second of a clip, chosen by time stamp."""
+    num_validation: Annotated[int | float, NON_NEGATIVE] = 0
+    """Training images held out for validation, always the same ones: a number, or a fraction below 1. If positive, a
+    run is evaluated on them and not on the test split."""
+    fold: str | None = None
+    """Cross-validation: I/K, such as 2/5, holds out the I-th of K parts of the training images instead."""
+    stratify: bool = False
+    """Hold out the same fraction of each class."""
+    group_by: str | None = None
+    """Hold out images of one group, such as a patient or a speaker, together: `folder` for images in one folder, a
+    column of csv:FILE, or a {name} in files:PATTERN."""
+    class_map: Table = ()
+    """New names of classes, as a dict or, on the command line, as JSON: {"cat": "pet", "dog": "pet", "car": null}.
+    Those of one new name are merged, and null drops a class with its images."""
+    limit: Annotated[int | float | None, POSITIVE] = None
+    """Training images to keep of each class: a number, or a fraction below 1; a larger limit includes the images of a
+    smaller one. None is all."""
+    sampling: str = "uniform"
+    """How training images are drawn: uniform, each once per epoch; balanced, all classes equally often; sqrt, in
+    proportion to the roots of their sizes; or a text file with a weight for each training image. An epoch has as many
+    draws as there are images."""
+    mix: Table = ()
+    """Other data sets whose training images are mixed in, each with its number of draws relative to that of `name`:
+    {"folder:drawn": 0.5} is one of three."""
     test_split: str | None = None
     """Folder or TFDS split to test on, such as val. None is the first of test, val, valid and validation that has the
     classes of the training images."""
@@ -95,6 +131,15 @@ class Data:
     """Mean of the pixels, scaled to 0 to 1; one number, or one per channel."""
     std: Annotated[tuple[float, ...], POSITIVE] = (0.5,)
     """Standard deviation of the pixels, scaled to 0 to 1; one number, or one per channel."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_map", _as_pairs(self.class_map))
+        object.__setattr__(self, "mix", _as_pairs(self.mix))
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether training images are held out, on which a run is then evaluated."""
+        return bool(self.num_validation or self.fold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +164,12 @@ class Augment:
     rrc_ratio: Annotated[tuple[float, float], Pair()] = (3 / 4, 4 / 3)
     """Range of the ratio of its width to its height."""
     train_crop_size: Annotated[int | None, POSITIVE] = None
-    """Height and width in pixels of the random-resized crop; None is the size of the images."""
+    """Height and width in pixels of the random crop of these two; None is the size of the images."""
+    scale_jitter: Annotated[tuple[float, float], Pair()] = (1.0, 1.0)
+    """Range of a random factor that resizes the image before a random crop (segmentation: 0.5 to 2); a smaller image
+    is padded, black and without label or object. (1, 1) = off."""
+    min_visibility: Annotated[float, UNIT] = 0.25
+    """Fraction of the area of a box that a crop must leave; otherwise its object is left out."""
     policy: Literal[
         "none", "randaugment", "randaugment_inc", "trivialaugment_wide", "autoaugment_imagenet", "autoaugment_cifar10"
     ] = "none"
@@ -134,7 +184,7 @@ class Augment:
     policy_interpolation: Literal["nearest", "bilinear"] = "nearest"
     """Interpolation of the policy's rotations, shears and translations."""
     policy_fill: Annotated[int, Bounds(0, 255)] = 0
-    """Grey level of the area that they uncover."""
+    """Grey level of the area that these uncover."""
     brightness: Annotated[float, UNIT] = 0.0
     """Maximum deviation of a random brightness factor from 1."""
     contrast: Annotated[float, UNIT] = 0.0
@@ -159,6 +209,8 @@ class Augment:
     """Probability that a batch uses mixup or CutMix."""
     mix_switch_prob: Annotated[float, UNIT] = 0.5
     """Probability of CutMix if both are on."""
+    time_shift: Annotated[float, UNIT] = 0.0
+    """Sound: largest random shift in time, as a fraction of its length; silence follows."""
     progressive_sizes: Annotated[tuple[int, ...], POSITIVE] = ()
     """Heights and widths in pixels of progressive resizing, in order; () = off."""
     progressive_starts: Annotated[tuple[float, ...], Increasing()] = ()
@@ -172,104 +224,63 @@ class Augment:
 class Loss:
     """The loss, averaged over the examples."""
 
-    name: Literal["cross_entropy", "bce", "multilabel", "mse"] = "cross_entropy"
+    name: Literal["cross_entropy", "bce", "multilabel", "mse", "pixel_cross_entropy", "dice", "detection"] = (
+        "cross_entropy"
+    )
     """Classification: cross-entropy, or binary cross-entropy per class (Wightman et al. 2021). Several labels per
-    image: multilabel, binary cross-entropy of labels 0 or 1. Regression: mse, the mean squared error."""
-    label_smoothing: Annotated[float, FRACTION, UsedBy("cross_entropy", "bce")] = 0.0
+    image: multilabel, binary cross-entropy of labels 0 or 1. Regression: mse, the mean squared error. Segmentation:
+    pixel_cross_entropy, averaged over the labelled pixels, or dice, 1 - Dice coefficient (Milletari et al. 2016).
+    Detection: the loss of the network itself."""
+    label_smoothing: Annotated[float, FRACTION, UsedBy("cross_entropy", "bce", "pixel_cross_entropy")] = 0.0
     """Label smoothing (Szegedy et al. 2016, section 7)."""
+    class_weights: Annotated[
+        tuple[float, ...] | Literal["auto"],
+        NON_NEGATIVE,
+        UsedBy("cross_entropy", "bce", "multilabel", "pixel_cross_entropy"),
+    ] = ()
+    """Weight of each class in the loss, as PyTorch's `weight`; () is 1 for all. auto is n / (k n_c), as scikit-learn's
+    "balanced": n training images or labelled pixels of k classes, n_c of class c."""
+    pos_weight: Annotated[tuple[float, ...] | Literal["auto"], NON_NEGATIVE, UsedBy("multilabel")] = ()
+    """Weight of each label where it is present, as in PyTorch's BCEWithLogitsLoss; () is 1 for all. auto is the number
+    of training images without the label divided by that of images with it."""
+    focal_gamma: Annotated[float, NON_NEGATIVE, UsedBy("cross_entropy", "bce", "multilabel", "pixel_cross_entropy")] = (
+        0.0
+    )
+    """Focal loss (Lin et al. 2017): exponent of (1 - probability), the factor of the loss; 0 = off."""
     bce_target_thresh: Annotated[float | None, FRACTION, UsedBy("bce")] = None
-    """Targets over it become 1, the others 0 (timm's --bce-target-thresh); None keeps soft targets."""
+    """Targets above this become 1, the others 0 (timm's --bce-target-thresh); None keeps soft targets."""
     sum_classes: Annotated[bool, UsedBy("bce", "multilabel")] = False
     """Sum the loss over the classes instead of averaging it."""
+    max_objects: Annotated[int, POSITIVE, UsedBy("detection")] = 100
+    """Number of objects to which targets are padded; an image with more counts as one that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """The optimiser; a field that only some optimisers use says which."""
+class Distill:
+    """Knowledge distillation: the network also learns the outputs of a trained one (Hinton et al. 2015)."""
 
-    name: Literal["sgd", "rmsprop", "adamw", "lamb", "lars", "muon"] = "sgd"
-    """SGD with momentum; RMSProp as in TensorFlow, whose averages start at 1; AdamW (Loshchilov and Hutter 2019); LAMB
-    (You et al. 2020); LARS (You et al. 2017); Muon (Jordan et al. 2024) for convolution kernels, scaled as in Liu et
-    al. 2025 so that lr is an AdamW rate, and AdamW for the other parameters."""
-    lr: Annotated[float, POSITIVE] = 0.1
-    """Peak learning rate."""
-    momentum: Annotated[float, FRACTION, UsedBy("sgd", "rmsprop", "lars", "muon")] = 0.9
-    """Momentum of sgd, rmsprop, lars and muon (Jordan: 0.95)."""
-    nesterov: Annotated[bool, UsedBy("sgd", "lars", "muon")] = True
-    """Nesterov momentum, of sgd, lars and muon."""
-    b1: Annotated[float, FRACTION, UsedBy("adamw", "lamb", "muon")] = 0.9
-    """Decay of the first moment, of adamw, lamb and muon's AdamW."""
-    b2: Annotated[float, FRACTION, UsedBy("rmsprop", "adamw", "lamb", "muon")] = 0.999
-    """Decay of the second moment, of these and of rmsprop (Tan and Le 2019: 0.9)."""
-    eps: Annotated[float, NON_NEGATIVE, UsedBy("rmsprop", "adamw", "lamb", "lars", "muon")] = 1e-8
-    """Added to the root of the second moment, by rmsprop under the root (Tan and Le 2019: 1e-3); also to the norms of
-    lars and muon."""
-    trust_coefficient: Annotated[float, POSITIVE, UsedBy("lars")] = 0.001
-    """LARS: update at learning rate 1, as a fraction of the parameter's norm (You et al. 2017, equation 6)."""
-    weight_decay: Annotated[float, NON_NEGATIVE] = 5e-4
-    """Weight decay: added to the gradient by sgd, rmsprop and lars; decoupled in adamw, lamb and muon."""
-    weight_decay_mask: Literal["all", "no_norm", "kernels"] = "all"
-    """Parameters that decay: all; all but the scale and bias of normalisations (torchvision's norm_weight_decay 0); or
-    only the kernels of convolutions and head. In lamb and lars the same parameters have layer-wise rates."""
-    clip_grad_norm: Annotated[float, NON_NEGATIVE] = 0.0
-    """Maximum global gradient norm (Pascanu et al. 2013); 0 = off."""
-    agc_clipping: Annotated[float, NON_NEGATIVE] = 0.0
-    """Adaptive gradient clipping: maximum gradient norm as a fraction of the weight norm, per output channel and
-    without the head (Brock et al. 2021, section 4.1); 0 = off."""
-    freeze: tuple[str, ...] = ()
-    """Parameters that are not trained, by path: stem, stage1_* or */bias; everything below a path is frozen. Running
-    statistics are still updated; `model.freeze_norm` freezes them."""
-    layer_decay: Annotated[float, Bounds(0, 1, open_low=True)] = 1.0
-    """Layer-wise learning rate decay: the head trains at the full rate, the last block at this fraction of it, the one
-    before at its square, and so on to the stem (Howard and Ruder 2018, section 3.2)."""
-    head_lr_mult: Annotated[float, POSITIVE] = 1.0
-    """Learning rate of the head, as a multiple of the rate of all other parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """The learning rate schedule. Times are in epochs or in steps, like the run's length.
-
-    The rate changes at every step, even if a paper or another library changes it once per epoch; both agree at the
-    first step of an epoch.
-    """
-
-    name: Literal["constant", "steps", "cosine", "linear", "polynomial", "exponential", "onecycle"] = "cosine"
-    """Shape after the warm-up; onecycle has its own rise (Smith and Topin 2018) and takes no warm-up."""
-    warmup: float = 3.0
-    """Length of the linear warm-up."""
-    warmup_start_factor: Annotated[float, UNIT] = 0.0
-    """Factor of the peak at which the warm-up starts."""
-    milestones: Annotated[tuple[float, ...], Increasing(), UsedBy("steps")] = ()
-    """Times, from the start of the run, at which "steps" multiplies the rate by `gamma`."""
-    gamma: Annotated[float, POSITIVE, UsedBy("steps", "exponential")] = 0.1
-    """Factor of "steps" and "exponential"."""
-    decay_every: Annotated[float, NON_NEGATIVE, UsedBy("exponential")] = 0.0
-    """Time in which "exponential" multiplies the rate once by `gamma`, from the end of the warm-up."""
-    staircase: Annotated[bool, UsedBy("exponential")] = False
-    """Let "exponential" decay in discrete steps."""
-    end_factor: Annotated[float, UNIT, UsedBy("cosine", "linear", "polynomial")] = 0.0
-    """Factor of the peak at which "cosine", "linear" and "polynomial" end."""
-    power: Annotated[float, POSITIVE, UsedBy("polynomial")] = 2.0
-    """Power of "polynomial"; 1 is linear."""
-    pct_start: Annotated[float, Bounds(0, 1, open_low=True, open_high=True), UsedBy("onecycle")] = 0.3
-    """Fraction of the run in which "onecycle" rises to the peak."""
-    div_factor: Annotated[float, Bounds(low=1), UsedBy("onecycle")] = 25.0
-    """Peak divided by the initial rate of "onecycle"."""
-    final_div_factor: Annotated[float, Bounds(low=1), UsedBy("onecycle")] = 1e4
-    """Initial divided by the final rate of "onecycle"."""
-    anneal_strategy: Annotated[Literal["cosine", "linear"], UsedBy("onecycle")] = "cosine"
-    """Shape of the rise and fall of "onecycle"."""
+    teacher: str | None = None
+    """A run, a file, `hf:OWNER/NAME` or an entry of `resnet-jax list --weights`, of the same classes; None = off. It
+    sees the same images as the network, augmented and mixed, normalised with its own mean and std."""
+    model: str | None = None
+    """Network of a teacher that is a bare weights file, or published weights with its mean and std."""
+    temperature: Annotated[float, POSITIVE] = 1.0
+    """Divides the logits of both before the softmax; the divergence is multiplied by its square (section 2.1)."""
+    weight: Annotated[float, Bounds(0, 1, open_low=True)] = 0.5
+    """Weight of the teacher in the loss; that of the targets is 1 - weight."""
+    hard: bool = False
+    """Learn the teacher's class instead of its probabilities (Touvron et al. 2021, section 4)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A run as a value: print it, compare it and vary it with `dataclasses.replace`.
 
-    The defaults are the default recipe, experiments/digits.py; other recipes name everything that they rely on.
+    The defaults are those of experiments/digits.py; other recipes set every field they rely on.
 
     Example:
         >>> from dataclasses import replace
+        >>> from resnet_jax.recipe import differences
         >>> recipe = replace(Recipe(), batch_size=128, model=Model(name="resnet56"))
         >>> differences(Recipe(), recipe)
         ['model.name resnet20 -> resnet56', 'batch_size 64 -> 128']
@@ -279,6 +290,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     augment: Augment = field(default_factory=Augment)
     loss: Loss = field(default_factory=Loss)
+    distill: Distill = field(default_factory=Distill)
     optimizer: Optimizer = field(default_factory=Optimizer)
     schedule: Schedule = field(default_factory=Schedule)
     batch_size: Annotated[int, POSITIVE] = 64
@@ -296,48 +308,8 @@ class Recipe:
     (1 + n) / (10 + n)) at the n-th update."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """If the loss or gradient is not finite: stop the run, or skip the step."""
+    parent: str | None = None
+    """Run that this one continues: it starts from the newest state there, with its optimiser state and at its step.
+    Length and times count from the first step of the parent."""
     seed: Annotated[int, Bounds(0, 2**32 - 1)] = 0
     """Seed of everything random: initial parameters, order of the images, augmentation."""
-
-
-# The fields that are in epochs or steps, like the length
-TIMES = ("schedule.warmup", "schedule.milestones", "schedule.decay_every", "augment.progressive_starts")
-
-
-def fields_of(part: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield every leaf of a recipe with its dotted name.
-
-    Example:
-        >>> dict(fields_of(Recipe()))["optimizer.lr"]
-        0.1
-    """
-    for item in dataclasses.fields(part):
-        value = getattr(part, item.name)
-        if dataclasses.is_dataclass(value):
-            yield from fields_of(value, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name, value
-
-
-def differences(old: Recipe, new: Recipe) -> list[str]:
-    """Return the fields in which two recipes differ, as "optimizer.lr 0.1 -> 0.2"."""
-    values = dict(fields_of(new))
-    return [f"{k} {v} -> {values[k]}" for k, v in fields_of(old) if values[k] != v]
-
-
-def nearest_fields(name: str, known: list[str]) -> list[str]:
-    """Return up to three of the `known` dotted names that resemble `name` as a whole or in their last part."""
-    by_part = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-    whole = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    last = difflib.get_close_matches(name.rsplit(".", 1)[-1], by_part, n=3, cutoff=0.5)
-    return list(dict.fromkeys([by_part[part] for part in last] + whole))[:3]
-
-
-def total_steps(recipe: Recipe, train_size: int) -> int:
-    """Return the length of a run in steps, at least 1."""
-    return max(1, round(in_steps(recipe, recipe.steps or recipe.epochs or 0, train_size)))
-
-
-def in_steps(recipe: Recipe, time: float, train_size: int) -> float:
-    """Convert a time of the recipe, in epochs or steps like its length, to steps."""
-    return time if recipe.epochs is None else time * train_size / recipe.batch_size

@@ -11,52 +11,66 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from resnet_jax.errors import InputError, first_line, unknown
-from resnet_jax.recipe.fields import NetworkFields, Recipe
+from resnet_jax.data.own import is_own
+from resnet_jax.errors import InputError, first_line, short_repr, unknown
+from resnet_jax.recipe.fields import Recipe, Table
 from resnet_jax.runtime.checksum import add_checksum, remove_checksum
 from resnet_jax.runtime.strict_json import parse_json
 
+# Fields that are objects in JSON
+_TABLES = (("model", "fields"), ("data", "class_map"), ("data", "mix"))
 
-def load_recipe(path: Path | str, *, network: str | None = None) -> Recipe:
-    """Return the `recipe` that a Python file defines, or that a run directory or its recipe.json holds.
+
+def load_recipe(path: Path | str, *, network: str | None = None, data: str | None = None) -> Recipe:
+    """Return the `recipe` of a Python file, a run directory or a recipe.json.
 
     A Python file is executed: load only what you would run.
 
     Args:
         path: a Python file, a run directory or a JSON file.
-        network: name of the network of your own, `package.module:network`, that a run directory or JSON file may name.
+        network: your own network, `package.module:network`, if a run directory or JSON file names one.
             Data files never import anything by themselves.
+        data: likewise your own data source, `package.module:source`.
 
     Raises:
-        InputError: There is no recipe, or it names a network of your own and `network` does not.
+        InputError: There is no recipe, or it names your own network or data source and the argument does not.
 
     Example:
         >>> load_recipe("experiments/cifar10/resnet20.py").model.name  # doctest: +SKIP
         'resnet20'
     """
     path = Path(path)
+    if path.is_dir() and not (path / "recipe.json").is_file():
+        hint = f"to train on a folder of images, give --data.name folder:{path}"
+        raise InputError(f"{path}: not a run directory (no recipe.json); {hint}")
     path = path / "recipe.json" if path.is_dir() else path
     if not path.is_file():
-        raise InputError(f"{path}: no such recipe; give a Python file or a run directory")
+        from resnet_jax.models.zoo import MODELS
+
+        hint = f"; to choose a network, give --model.name {path}" if str(path) in MODELS else ""
+        raise InputError(f"{path}: no such recipe; give a Python file or a run directory{hint}")
     if path.suffix == ".json":
-        return _read_json(path, network)
+        return _read_json(path, network, data)
     recipe = getattr(_execute(path), "recipe", None)
     if not isinstance(recipe, Recipe):
         raise InputError(f"{path}: defines no `recipe = Recipe(...)`")
     return recipe
 
 
-def _read_json(path: Path, network: str | None) -> Recipe:
+def _read_json(path: Path, network: str | None, data: str | None) -> Recipe:
     try:
         recipe = from_json(path.read_text(), str(path))
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: damaged, it is not text") from error
+        raise InputError(f"{path}: damaged (not text)") from error
     name = recipe.model.name
     if ":" in name and name != network:
         raise InputError(
-            f"{path}: its network is {name}, which is imported only if you name it: --model.name {name} to train,"
+            f"{path}: its network is {name}, which is imported only if you name it: --model.name {name} for train,"
             f" --network {name} for the other commands"
         )
+    if is_own(recipe.data.name) and recipe.data.name != data:
+        hint = f"name it with --data.name {recipe.data.name}"
+        raise InputError(f"{path}: its data are {recipe.data.name}, which are imported only if you name them: {hint}")
     return recipe
 
 
@@ -101,10 +115,11 @@ def _is_in(folder: Path, module: Any) -> bool:
 
 
 def to_json(recipe: Recipe) -> str:
-    """Return a recipe as JSON text with a checksum, and with `model.fields` as an object."""
+    """Return a recipe as JSON text with a checksum, and with its tables as objects."""
     values = dataclasses.asdict(recipe)
-    if isinstance(values["model"], dict) and isinstance(values["model"]["fields"], tuple):
-        values["model"]["fields"] = dict(values["model"]["fields"])
+    for part, name in _TABLES:
+        if isinstance(values[part], dict) and isinstance(values[part][name], tuple):
+            values[part][name] = dict(values[part][name])
     return json.dumps(add_checksum(values), indent=2) + "\n"
 
 
@@ -122,7 +137,7 @@ def from_json(text: str, where: str = "recipe.json", *, nonfinite: bool = False)
 
 def _build(kind: type, values: Any, where: str, prefix: str) -> Any:
     if not isinstance(values, dict):
-        raise InputError(f"{where}: {prefix or 'the recipe'} is {values!r}, not a table of fields")
+        raise InputError(f"{where}: {prefix or 'the recipe'} is {short_repr(values)}, not a table of fields")
     kinds = typing.get_type_hints(kind)
     for name in values:
         if name not in kinds:
@@ -133,13 +148,13 @@ def _build(kind: type, values: Any, where: str, prefix: str) -> Any:
 def _value(kind: Any, value: Any, where: str, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(typing.cast(type, kind), value, where, f"{name}.")
-    if kind == NetworkFields:
+    if kind == Table:
         if not isinstance(value, dict):
-            raise InputError(f"{where}: {name} is {value!r}, not a table of fields of the network")
+            raise InputError(f"{where}: {name} is {short_repr(value)}, not a table of names and values")
         return value
     value = tuple(value) if isinstance(value, list) else value
     if not _fits(kind, value):
-        raise InputError(f"{where}: {name} is {value!r}, which is not of type {kind}")
+        raise InputError(f"{where}: {name} is {short_repr(value)}, which is not of type {kind}")
     return value
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
-from resnet_jax.recipe.fields import TIMES, Recipe
+from resnet_jax.recipe.fields import Recipe
+from resnet_jax.recipe.times import TIMES
 
 
 def rescale_times(recipe: Recipe, before: Recipe, words: Sequence[str] = ()) -> Recipe:

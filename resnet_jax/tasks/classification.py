@@ -11,24 +11,24 @@ from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
 from resnet_jax.tasks.losses import cross_entropy
 from resnet_jax.tasks.metrics import METRICS, loss_metric
-from resnet_jax.tasks.task import TargetSpec, Task
+from resnet_jax.tasks.task import Losses, TargetSpec, Task
 
 
 def classification(
-    loss: Callable[[Array, Array], Array] = cross_entropy, predict: Callable[[Array], Array] = jax.nn.softmax
+    loss: Callable[[Array, Array], Losses] = cross_entropy, predict: Callable[[Array], Array] = jax.nn.softmax
 ) -> Task:
     """Return the task of predicting one class per image.
 
     Args:
-        loss: (logits (b, k), classes (b,) or soft targets (b, k)) -> (b,). The reported loss is the plain
-            cross-entropy, so that runs compare whatever they minimise.
+        loss: (logits (b, k), classes (b,) or soft targets (b, k)) -> (b,), or numerators and weights. The reported
+            loss is always the plain cross-entropy, so that runs with different losses can be compared.
         predict: logits to probabilities.
 
     Example:
         >>> classification().monitor
         'accuracy'
     """
-    names = ("accuracy", "top5", "class_accuracy", "macro_f1", "calibration_error")
+    names = ("accuracy", "top5", "class_accuracy", "recall", "macro_f1", "calibration_error")
     return Task(
         loss=loss,
         metrics={"loss": loss_metric(cross_entropy), **{name: METRICS[name] for name in names}},
@@ -38,7 +38,7 @@ def classification(
         mode="max",
         predict=predict,
         answers="ranked",
-        targets=TargetSpec(_require_classes, lambda classes: (), np.int32, _one_hot),
+        targets=TargetSpec(_require_classes, lambda classes, shape: (), np.int32, _one_hot),
     )
 
 

@@ -1,65 +1,24 @@
-"""Metrics are sums, divided once: a function to a pytree of sums, and one from the sums to numbers.
-
-Sums are added over microbatches, devices, hosts and batches, so every example counts exactly once whatever the batch
-size. Integer leaves stay integers; totals over batches are int64 and float64 on the host.
+"""The metrics: for each a function to sums, one from the sums to values, and a line in `METRICS`.
 
 Axes: b examples, k classes or outputs. A mask (b,) is False on padding.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-Sums = Any
-_BINS = 15
+from resnet_jax.tasks import coco
+from resnet_jax.tasks.losses import main_output
+from resnet_jax.tasks.metric import Display, Metric, Sums, displays
 
-
-class Display(NamedTuple):
-    """How a metric value is shown to people."""
-
-    percent: bool = False
-    """A fraction, shown in percent."""
-    complement: str = ""
-    """Name of 1 - value, which curves show instead: the error of an accuracy. Empty if there is none."""
-    digits: int = 4
-    """Digits after the point, of values that are not shown in percent."""
-    shown: bool = True
-    """Whether tables have a column for it; a count stands beside another value."""
-
-
-class Metric(NamedTuple):
-    """A pair of pure functions, and how the values are shown."""
-
-    measure: Callable[[Any, Any, Array], Sums]
-    """(outputs, targets, mask (b,)) -> pytree of sums, on the device."""
-    compute: Callable[[Sums], Mapping[str, float]]
-    """Totals, as NumPy arrays, to values by name; called once."""
-    display: Mapping[str, Display]
-    """How each of the values is shown."""
-
-
-def add(total: Sums, new: Sums) -> Sums:
-    """Add sums of a batch to totals, in int64 and float64; None, for a total that is not known, stays None.
-
-    Example:
-        >>> total = add(empty({"n": np.int32(0)}), {"n": np.int32(2**31 - 1)})
-        >>> int(add(total, {"n": np.int32(5)})["n"])
-        2147483652
-    """
-    if total is None:
-        return None
-    return jax.tree.map(lambda a, b: a + np.asarray(b, a.dtype), total, new)
-
-
-def empty(like: Sums) -> Sums:
-    """Return totals of zero for sums, or their shapes and dtypes, `like` these: int64 or float64."""
-    kinds = {"i": np.int64, "u": np.int64, "b": np.int64, "f": np.float64}
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, kinds[np.dtype(leaf.dtype).kind]), like)
+# Equal bins of confidence, from 0 to 1
+CALIBRATION_BINS = 15
 
 
 def _count(hits: Array, mask: Array) -> Array:
@@ -75,12 +34,16 @@ def _hard(targets: Array) -> Array:
 
 
 def top_k(k: int, outputs: Array, targets: Array, mask: Array) -> Sums:
-    """Count the examples whose class is among the k largest of outputs (b, classes)."""
-    if k == 1:
-        hits = jnp.argmax(outputs, -1) == _hard(targets)
+    """Count the examples whose class is among the k largest of outputs (b, classes).
+
+    Of soft targets (b, classes) that share the largest value, each is right.
+    """
+    several = min(k, outputs.shape[-1])
+    largest = jnp.argmax(outputs, -1)[:, None] if k == 1 else jax.lax.top_k(outputs, several)[1]
+    if targets.ndim == 1:
+        hits = (largest == targets[:, None]).any(-1)
     else:
-        largest = jax.lax.top_k(outputs, min(k, outputs.shape[-1]))[1]
-        hits = (largest == _hard(targets)[:, None]).any(-1)
+        hits = (jnp.take_along_axis(targets, largest, -1) == targets.max(-1, keepdims=True)).any(-1)
     return {"correct": _count(hits, mask), "count": mask.sum(dtype=jnp.int32)}
 
 
@@ -133,21 +96,88 @@ def calibration_bins(outputs: Array, targets: Array, mask: Array) -> Sums:
         Guo et al. 2017, "On calibration of modern neural networks", section 2; bins (0, 1/15], (1/15, 2/15], ...
     """
     probs = jax.nn.softmax(outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32)))
-    confidence = probs.max(-1)
-    place = jnp.clip(jnp.ceil(confidence * _BINS).astype(jnp.int32) - 1, 0, _BINS - 1)
-    hits = mask & (jnp.argmax(outputs, -1) == _hard(targets))
-    zeros = jnp.zeros(_BINS, jnp.int32)
+    return bin_confidence(probs.max(-1), jnp.argmax(outputs, -1) == _hard(targets), mask)
+
+
+def bin_confidence(confidence: Array, hits: Array, mask: Array) -> Sums:
+    """Return the sums of `calibration_bins` from the confidence, float (b,), of predictions and whether they hit."""
+    place = jnp.clip(jnp.ceil(confidence * CALIBRATION_BINS).astype(jnp.int32) - 1, 0, CALIBRATION_BINS - 1)
+    zeros = jnp.zeros(CALIBRATION_BINS, jnp.int32)
     return {
-        "confidence": jnp.zeros(_BINS, confidence.dtype).at[place].add(jnp.where(mask, confidence, 0)),
-        "hits": zeros.at[place].add(hits.astype(jnp.int32)),
+        "confidence": jnp.zeros(CALIBRATION_BINS, confidence.dtype).at[place].add(jnp.where(mask, confidence, 0)),
+        "hits": zeros.at[place].add((hits & mask).astype(jnp.int32)),
         "examples": zeros.at[place].add(mask.astype(jnp.int32)),
     }
+
+
+def class_recalls(sums: Sums) -> dict[str, np.ndarray]:
+    """Return the accuracy of each class (k,), NaN for those without examples."""
+    hits, examples = (np.asarray(sums[name], np.float64) for name in ("hits", "examples"))
+    return {"recall": np.divide(hits, examples, out=np.full(len(hits), np.nan), where=examples > 0)}
 
 
 def expected_calibration_error(sums: Sums) -> dict[str, float]:
     """Return the mean gap between confidence and accuracy, weighted by the examples in each bin."""
     gaps = np.abs(np.asarray(sums["confidence"], np.float64) - np.asarray(sums["hits"], np.float64))
     return {"calibration_error": float(gaps.sum() / max(int(sums["examples"].sum()), 1))}
+
+
+# Segmentation
+
+
+def confusion(outputs: Any, masks: Array, mask: Array) -> Sums:
+    """Count the labelled pixels by true and predicted class: (k, k) int32, rows true.
+
+    Args:
+        outputs: logits (b, spatial..., k), or {"out": logits} and an auxiliary head.
+        masks: classes (b, spatial...); pixels over k - 1 are not labelled.
+        mask: (b,), False on padding.
+
+    Example:
+        >>> masks = jnp.array([[[0, 1, 255]]], jnp.uint8)
+        >>> confusion(jnp.zeros((1, 1, 3, 2)), masks, jnp.array([True])).tolist()
+        [[1, 0], [1, 0]]
+    """
+    logits = main_output(outputs)
+    classes = logits.shape[-1]
+    counted = (masks < classes) & _per_pixel(mask, masks)
+    # What does not count goes to a place of its own
+    place = jnp.where(counted, masks.astype(jnp.int32) * classes + jnp.argmax(logits, -1), classes**2)
+    return jnp.zeros(classes**2 + 1, jnp.int32).at[place.ravel()].add(1)[:-1].reshape(classes, classes)
+
+
+def _per_pixel(mask: Array, masks: Array) -> Array:
+    return mask.reshape(-1, *(1,) * (masks.ndim - 1))
+
+
+def class_iou(matrix: np.ndarray) -> np.ndarray:
+    """Return the intersection over union of each class (k,) of a confusion matrix (k, k); NaN if it is in no pixel.
+
+    Example:
+        >>> class_iou(np.array([[3, 1], [0, 4]])).tolist()
+        [0.75, 0.8]
+    """
+    hits = np.diag(matrix).astype(np.float64)
+    union = matrix.sum(0) + matrix.sum(1) - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def mean_iou(matrix: np.ndarray) -> dict[str, float]:
+    """Return the mean over the classes of their intersections over unions; classes that are in no pixel do not count.
+
+    Reference:
+        Everingham et al. 2015, "The Pascal visual object classes challenge: a retrospective", section 2.1.3
+    """
+    found = class_iou(matrix)
+    return {"miou": float(np.nanmean(found)) if np.isfinite(found).any() else 0.0}
+
+
+def pixel_hits(outputs: Any, masks: Array, mask: Array) -> Sums:
+    """Count the labelled pixels of masks (b, spatial...) whose class is the largest of outputs (b, spatial..., k)."""
+    logits = main_output(outputs)
+    counted = (masks < logits.shape[-1]) & _per_pixel(mask, masks)
+    hits = counted & (jnp.argmax(logits, -1) == masks)
+    return {"correct": hits.sum(dtype=jnp.int32), "count": counted.sum(dtype=jnp.int32)}
 
 
 # Several labels
@@ -213,40 +243,57 @@ def mean_loss(sums: Sums) -> dict[str, float]:
 
 def loss_metric(loss: Callable[[Any, Any], Any]) -> Metric:
     """Return the metric "loss" of a loss function."""
-    return Metric(partial(summed_losses, loss), mean_loss, {"loss": Display()})
+    return Metric(partial(summed_losses, loss), mean_loss, {"loss": Display(lower_is_better=True)})
 
 
+_COUNT = Display(lower_is_better=True, shown=False)
 _ERROR = Display(percent=True, complement="error")
+_PERCENT = Display(percent=True)
 
-# One line a metric. To add one: a function to sums, a function to values, a line here, and its name in a task.
+# One line per metric. To add one: a function to sums, a function to values, a line here, and its name in a task.
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric(partial(top_k, 1), accuracy_and_errors, {"accuracy": _ERROR, "errors": Display(shown=False)}),
+    "accuracy": Metric(partial(top_k, 1), accuracy_and_errors, {"accuracy": _ERROR, "errors": _COUNT}),
     "top5": Metric(
         partial(top_k, 5), partial(accuracy_of, "top5"), {"top5": Display(percent=True, complement="top-5 error")}
     ),
-    "class_accuracy": Metric(class_counts, mean_class_accuracy, {"class_accuracy": Display(percent=True)}),
+    "class_accuracy": Metric(class_counts, mean_class_accuracy, {"class_accuracy": _PERCENT}),
+    "recall": Metric(class_counts, class_recalls, {"recall": Display(percent=True)}),
     "macro_f1": Metric(class_counts, macro_f1, {"macro_f1": Display()}),
-    "calibration_error": Metric(calibration_bins, expected_calibration_error, {"calibration_error": Display()}),
-    "exact_match": Metric(exact_match, accuracy_and_errors, {"accuracy": _ERROR, "errors": Display(shown=False)}),
-    "mae": Metric(absolute_errors, mean_absolute_error, {"mae": Display()}),
+    "calibration_error": Metric(
+        calibration_bins, expected_calibration_error, {"calibration_error": Display(lower_is_better=True)}
+    ),
+    "miou": Metric(confusion, mean_iou, {"miou": _PERCENT}),
+    "pixel_accuracy": Metric(pixel_hits, partial(accuracy_of, "pixel_accuracy"), {"pixel_accuracy": _PERCENT}),
+    "class_iou": Metric(confusion, lambda matrix: {"class_iou": class_iou(matrix)}, {"class_iou": _PERCENT}),
+    "ap": Metric(coco.keep_boxes, coco.average_precision, dict.fromkeys(coco.NAMES[:3], _PERCENT), per_example=True),
+    "coco": Metric(coco.keep_boxes, coco.coco_numbers, dict.fromkeys(coco.NAMES, _PERCENT), per_example=True),
+    "class_ap": Metric(coco.keep_boxes, coco.class_precision, {"class_ap": _PERCENT}, per_example=True),
+    "exact_match": Metric(exact_match, accuracy_and_errors, {"accuracy": _ERROR, "errors": _COUNT}),
+    "mae": Metric(absolute_errors, mean_absolute_error, {"mae": Display(lower_is_better=True)}),
     "r2": Metric(squared_errors, r2, {"r2": Display()}),
 }
 
-_DISPLAY = {"count": Display(shown=False)} | {k: how for m in METRICS.values() for k, how in m.display.items()}
+
+_DISPLAY = {"count": Display(shown=False)} | displays(METRICS)
 
 
-def display_of(value: str) -> Display:
-    """Return how a metric value is shown, by its name; plainly if the name is not known.
+def display_of(value: str, known: Mapping[str, Display] = MappingProxyType({})) -> Display:
+    """Return how a metric value is shown, by its name such as "class_iou.car": by the task, `METRICS`, or plainly.
+
+    Args:
+        value: name of the value.
+        known: how the values of a task are shown.
 
     Example:
         >>> display_of("accuracy").complement
         'error'
     """
-    return _DISPLAY.get(value, Display())
+    family = value.partition(".")[0]
+    return known.get(value) or known.get(family) or _DISPLAY.get(family, Display())
 
 
-def format_value(name: str, value: float | None) -> str:
-    """Return a metric value for people.
+def format_value(name: str, value: float | None, known: Mapping[str, Display] = MappingProxyType({})) -> str:
+    """Return a metric value for people, shown as `display_of` says.
 
     Example:
         >>> format_value("accuracy", 0.9333), format_value("loss", 0.25)
@@ -254,25 +301,5 @@ def format_value(name: str, value: float | None) -> str:
     """
     if value is None:
         return "-"
-    how = display_of(name)
+    how = display_of(name, known)
     return f"{value:.2%}" if how.percent else f"{value:.{how.digits}f}"
-
-
-def measure_all(metrics: Mapping[str, Metric], outputs: Any, targets: Any, mask: Array) -> dict[str, Sums]:
-    """Return the sums of several metrics, by name, and the number of examples as "count"."""
-    sums: dict[str, Sums] = {name: metric.measure(outputs, targets, mask) for name, metric in metrics.items()}
-    return {"count": mask.sum(dtype=jnp.int32), **sums}
-
-
-def compute_all(metrics: Mapping[str, Metric], totals: Mapping[str, Sums]) -> dict[str, float | None]:
-    """Return the values of several metrics; None for those whose totals are not known."""
-    values: dict[str, float | None] = {}
-    for name, metric in metrics.items():
-        total = totals.get(name)
-        values |= dict.fromkeys(metric.display) if total is None else metric.compute(total)
-    return values
-
-
-def select(metrics: Mapping[str, Metric], names: Iterable[str]) -> dict[str, Metric]:
-    """Return the metrics of these names, with "loss" first."""
-    return {name: metrics[name] for name in dict.fromkeys(("loss", *names))}

@@ -17,7 +17,7 @@ from resnet_jax.tasks.task import TargetSpec, Task
 def multilabel(loss: Callable[[Array, Array], Array] = binary_cross_entropy) -> Task:
     """Return the task of predicting several labels per image.
 
-    "accuracy" counts the images whose labels are all right.
+    "accuracy" is the fraction of images with all labels correct.
 
     Example:
         >>> multilabel().answers
@@ -32,7 +32,7 @@ def multilabel(loss: Callable[[Array, Array], Array] = binary_cross_entropy) -> 
         mode="max",
         predict=jax.nn.sigmoid,
         answers="independent",
-        targets=TargetSpec(_require_labels, lambda classes: (classes,), np.float32, lambda targets, _: targets),
+        targets=TargetSpec(_require_labels, lambda classes, shape: (classes,), np.float32, lambda targets, _: targets),
     )
 
 

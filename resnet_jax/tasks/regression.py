@@ -13,7 +13,7 @@ from resnet_jax.tasks.task import TargetSpec, Task
 
 
 def regression(loss: Callable[[Array, Array], Array] = mse) -> Task:
-    """Return the task of predicting numbers; nothing is right or wrong.
+    """Return the task of predicting numbers.
 
     Example:
         >>> regression().monitor, regression().mode
@@ -30,7 +30,7 @@ def regression(loss: Callable[[Array, Array], Array] = mse) -> Task:
         answers="numbers",
         targets=TargetSpec(
             lambda source: require_numbers("regression", source),
-            lambda outputs: (outputs,),
+            lambda outputs, shape: (outputs,),
             np.float32,
             lambda targets, _: targets,
         ),

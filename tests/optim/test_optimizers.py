@@ -4,6 +4,7 @@ Against PyTorch and timm: tests/parity/test_optimizer.py.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import chex
 import jax
@@ -15,6 +16,7 @@ import pytest
 from resnet_jax.errors import InputError
 from resnet_jax.optim.masks import decay_mask, frozen_mask, rate_factors
 from resnet_jax.optim.optimizers import RULES, make_optimizer
+from resnet_jax.optim.schedule_free import gradient_point
 from resnet_jax.recipe import Optimizer
 from resnet_jax.weights.load import create_model
 
@@ -25,6 +27,13 @@ TREE = {
     "head": {"kernel": (4, 3), "bias": (3,)},
 }
 RATE = 0.1
+
+
+def gradient_at(optimizer):
+    """Where the gradient is taken, by optimiser state and parameters."""
+    if optimizer.name.startswith("schedule_free"):
+        return partial(gradient_point, b1=optimizer.b1)
+    return lambda state, params: params
 
 
 def drawn(seed):
@@ -82,8 +91,8 @@ def test_without_norm_the_biases_of_other_layers_decay():
 def test_unknown_names():
     with pytest.raises(InputError, match="unknown optimizer.weight_decay_mask 'kernel'; nearest: kernels"):
         decay_mask({}, "kernel")
-    with pytest.raises(InputError, match="unknown optimizer.name 'adam'; nearest: adamw"):
-        made(Optimizer(name="adam"))
+    with pytest.raises(InputError, match="unknown optimizer.name 'adamx'; nearest: adam"):
+        made(Optimizer(name="adamx"))
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
@@ -116,15 +125,17 @@ def test_without_momentum_there_is_no_momentum_to_keep():
 @pytest.mark.parametrize("name", RULES)
 def test_every_optimizer_goes_down(name):
     """Towards 0 on the sum of squares, also where parts are frozen, clipped and have rates of their own."""
-    lr = {"sgd": 0.05, "lars": 0.5, "muon": 0.05}.get(name, 0.02)
+    lr = {"sgd": 0.05, "lars": 0.5, "muon": 0.05, "schedule_free_sgd": 0.05}.get(name, 0.02)
     trust = {"trust_coefficient": 0.1} if name == "lars" else {}
-    optimizer = Optimizer(name=name, lr=lr, clip_grad_norm=5.0, layer_decay=0.9, freeze=("stem/norm",), **trust)
+    decay = 1.0 if name.startswith("schedule_free") else 0.9
+    optimizer = Optimizer(name=name, lr=lr, clip_grad_norm=5.0, layer_decay=decay, freeze=("stem/norm",), **trust)
+    point = gradient_at(optimizer)
     params = drawn(0)
     transform = make_optimizer(optimizer, optax.constant_schedule(lr), params)
 
     @jax.jit
     def step(params, state):
-        updates, state = transform.update(jax.tree.map(lambda p: 2 * p, params), state, params)
+        updates, state = transform.update(jax.tree.map(lambda p: 2 * p, point(state, params)), state, params)
         return optax.apply_updates(params, updates), state
 
     state = transform.init(params)
@@ -146,6 +157,7 @@ def test_only_what_is_in_scope_decays(name):
     updates, _ = jax.jit(transform.update)(jax.tree.map(jnp.zeros_like, params), transform.init(params), params)
     expected = {
         "rmsprop": lambda p: -RATE * 0.01 * p / np.sqrt(0.999 + 0.001 * (0.01 * p) ** 2 + 1e-3),
+        "adam": lambda p: -RATE * 0.01 * p / (np.abs(0.01 * p) + 1e-3),
         "lamb": lambda p: -RATE * p,  # the change, 0.01 p, is given the norm of p
     }.get(name, lambda p: -RATE * 0.01 * p)  # lars: with a gradient of 0 its rate is 1
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
@@ -153,7 +165,9 @@ def test_only_what_is_in_scope_decays(name):
             params[path[0].key][path[1].key][path[2].key] if len(path) == 3 else params["head"][path[1].key]
         )
         if path[-1].key == "kernel":
-            np.testing.assert_allclose(update, expected(param), rtol=1e-4)
+            # The difference of z and x is rounded like them
+            atol = 1e-6 if name.startswith("schedule_free") else 0
+            np.testing.assert_allclose(update, expected(param), rtol=1e-4, atol=atol)
         else:
             assert not update.any()
 
@@ -294,3 +308,84 @@ def test_rates_of_parts_are_learning_rates(name):
     factors = {"stem": 0.125, "stage1_block1": 0.25, "stage1_block2": 0.5, "head": 10.0}
     for top, factor in factors.items():
         chex.assert_trees_all_close(uneven[top], jax.tree.map(lambda u, f=factor: f * u, even[top]), rtol=1e-5)
+
+
+def descend(optimizer, rate, steps=6):
+    """The parameters after some steps down the sum of squares of p - 1, from 2 and -2, and the last state."""
+    params = {"kernel": jnp.array([2.0, -2.0])}
+    transform = make_optimizer(optimizer, rate, params)
+    state, point = transform.init(params), gradient_at(optimizer)
+    for _ in range(steps):
+        grads = jax.tree.map(lambda p: 2 * (p - 1), point(state, params))
+        updates, state = transform.update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return np.asarray(params["kernel"]), state
+
+
+def test_schedule_free_is_that_of_the_paper():
+    """Defazio et al. 2024, algorithm 1, with averages weighted by the square of the largest rate so far."""
+    rate = lambda step: 0.1 * jnp.minimum((step + 1) / 3, 1)  # noqa: E731
+    ours, _ = descend(Optimizer(name="schedule_free_sgd", b1=0.9, weight_decay=0.01), rate)
+    x = z = np.array([2.0, -2.0])
+    total = 0.0
+    for step in range(6):
+        lr = 0.1 * min((step + 1) / 3, 1)
+        y = 0.1 * z + 0.9 * x
+        z = z - lr * (2 * (y - 1) + 0.01 * y)
+        total += lr**2
+        x = (1 - lr**2 / total) * x + lr**2 / total * z
+    np.testing.assert_allclose(ours, x, rtol=1e-5)
+
+
+def test_schedule_free_adamw_is_adam_without_momentum_in_that_place():
+    ours, _ = descend(Optimizer(name="schedule_free_adamw", b1=0.8, b2=0.9, weight_decay=0.1), lambda step: 0.05)
+    x = z = np.array([2.0, -2.0])
+    v = np.zeros(2)
+    for step in range(1, 7):
+        y = 0.2 * z + 0.8 * x
+        g = 2 * (y - 1)
+        v = 0.9 * v + 0.1 * g**2
+        z = z - 0.05 * (g / (np.sqrt(v / (1 - 0.9**step)) + 1e-8) + 0.1 * y)
+        x = (1 - 1 / step) * x + z / step
+    np.testing.assert_allclose(ours, x, rtol=1e-5)
+
+
+def test_lion_is_that_of_the_paper():
+    """Chen et al. 2023, program 1."""
+    ours, _ = descend(Optimizer(name="lion", b1=0.9, b2=0.99, weight_decay=0.1), lambda step: 0.05)
+    p, m = np.array([2.0, -2.0]), np.zeros(2)
+    for _ in range(6):
+        g = 2 * (p - 1)
+        update, m = np.sign(0.9 * m + 0.1 * g), 0.99 * m + 0.01 * g
+        p = p - 0.05 * (update + 0.1 * p)
+    np.testing.assert_allclose(ours, p, rtol=1e-5)
+
+
+def test_adafactor_is_that_of_the_paper_and_decays_with_the_rate():
+    """Shazeer and Stern 2018, algorithm 4 for a vector; relative step sizes by the size of the parameters."""
+    ours, _ = descend(Optimizer(name="adafactor", weight_decay=0.1), lambda step: 0.05)
+    p, v = np.array([2.0, -2.0]), np.zeros(2)
+    rms = lambda x: np.sqrt(np.mean(x**2))  # noqa: E731
+    for step in range(1, 7):
+        g = 2 * (p - 1)
+        decay = 1 - step**-0.8
+        v = decay * v + (1 - decay) * (g**2 + 1e-30)
+        u = g / np.sqrt(v)
+        u = u / max(1.0, rms(u))
+        p = p - 0.05 * (u * max(rms(p), 1e-3) + 0.1 * p)
+    np.testing.assert_allclose(ours, p, rtol=1e-4)
+
+
+def test_the_factor_of_a_plateau_scales_the_rate_of_any_rule():
+    params = {"kernel": jnp.array([2.0, -2.0])}
+    for name in ("sgd", "rmsprop", "adamw"):
+        optimizer = Optimizer(name=name, weight_decay=0.0)
+        transform = make_optimizer(optimizer, lambda step: 0.1, params, plateau=True)
+        slower = make_optimizer(optimizer, lambda step: 0.1 * jnp.where(step < 1, 1.0, 0.5), params)
+        state, other = transform.init(params), slower.init(params)
+        for step in range(3):
+            if step == 1:
+                state = optax.tree.set(state, factor=jnp.float32(0.5))
+            updates, state = transform.update(params, state, params)
+            expected, other = slower.update(params, other, params)
+            chex.assert_trees_all_close(updates, expected, rtol=1e-6)

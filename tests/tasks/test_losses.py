@@ -10,7 +10,7 @@ from resnet_jax.errors import InputError
 from resnet_jax.recipe import Loss
 from resnet_jax.tasks.losses import binary_cross_entropy, cross_entropy, mse
 from resnet_jax.tasks.make import make_task
-from resnet_jax.tasks.metrics import compute_all, measure_all
+from resnet_jax.tasks.metric import compute_all, measure_all
 
 LOGITS = np.asarray(5 * jax.random.normal(jax.random.key(0), (6, 4)))
 LABEL = np.array([0, 1, 2, 3, 0, 1])

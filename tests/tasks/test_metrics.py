@@ -1,6 +1,7 @@
 """Metrics against scikit-learn, in float64; sums against NumPy."""
 
 import warnings
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,10 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from resnet_jax.tasks.classification import classification
-from resnet_jax.tasks.metrics import (
-    METRICS,
-    add,
-    compute_all,
-    display_of,
-    empty,
-    format_value,
-    loss_metric,
-    measure_all,
-    select,
-)
+from resnet_jax.tasks.metric import add, compute_all, empty, measure_all
+from resnet_jax.tasks.metrics import METRICS, display_of, format_value, loss_metric
 from resnet_jax.tasks.regression import regression
+from resnet_jax.tasks.task import select_metrics
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -33,6 +26,12 @@ def _float64():
         yield
 
 
+@cache
+def jitted(names):
+    """As in an evaluation; operations one by one would be compiled one by one."""
+    return jax.jit(partial(measure_all, {name: METRICS[name] for name in names}))
+
+
 def values_of(names, outputs, targets, mask=None, batches=1):
     """Measure in batches, add on the host, compute once, as an evaluation does."""
     metrics = {name: METRICS[name] for name in names}
@@ -40,7 +39,7 @@ def values_of(names, outputs, targets, mask=None, batches=1):
     total = None
     for part in np.array_split(np.arange(len(outputs)), batches):
         arrays = (jnp.asarray(a[part]) for a in (outputs, targets, mask))
-        sums = jax.device_get(measure_all(metrics, *arrays))
+        sums = jax.device_get(jitted(tuple(names))(*arrays))
         total = add(empty(sums) if total is None else total, sums)
     return compute_all(metrics, total)
 
@@ -74,6 +73,17 @@ def test_classification_matches_scikit_learn(seed, examples, classes):
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, **EXACT, err_msg=name)
     assert found["errors"] == (outputs.argmax(-1) != targets).sum()
+
+
+def test_recall_is_of_each_class_by_its_name():
+    outputs, targets = random_classes(5, 60, 4)
+    targets[targets == 1] = 0
+    sums = jax.device_get(jitted(("recall",))(jnp.asarray(outputs), jnp.asarray(targets), np.ones(60, bool)))
+    found = compute_all({"recall": METRICS["recall"]}, sums, ("crane", "tench", "crane", "hen"))
+    expected = sklearn_metrics.recall_score(targets, outputs.argmax(1), labels=range(4), average=None, zero_division=0)
+    assert list(found) == ["recall.crane (0)", "recall.tench", "recall.crane (2)", "recall.hen"]
+    assert found.pop("recall.tench") is None
+    np.testing.assert_allclose(list(found.values()), expected[[0, 2, 3]], **EXACT)
 
 
 @pytest.mark.parametrize("targets", [0, 2, 4])
@@ -171,7 +181,7 @@ def test_a_loss_may_weigh_its_examples():
 
 
 def test_loss_comes_first_and_no_metric_twice():
-    assert list(select(classification().metrics, ["top5", "loss", "top5"])) == ["loss", "top5"]
+    assert list(select_metrics(classification(), ("top5", "loss", "top5"))) == ["loss", "accuracy", "top5"]
 
 
 def test_every_value_of_a_metric_is_displayed():

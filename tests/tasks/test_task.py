@@ -20,7 +20,7 @@ def example_of(index):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])
 def test_a_mask_keeps_the_integers_that_its_task_says(dtype):
-    spec = TargetSpec(lambda source: None, lambda classes: (4, 5), dtype)
+    spec = TargetSpec(lambda source: None, lambda classes, shape: (4, 5), dtype)
     source = pickle.loads(pickle.dumps(spec.cast(Source(6, ("a",), example_of))))
     _, masks = to_arrays(source)
     _, batch = next(stream(reader(source, None), lambda _: np.arange(6), range(1), threads=0))
@@ -38,9 +38,9 @@ def test_labels_given_as_integers_become_the_floats_of_their_task():
 def test_targets_of_several_shapes_are_refused():
     shapes = [(4, 5), (4, 5), (5, 4)]
     source = Source(3, ("a",), lambda index: Example(np.zeros((4, 5, 1), np.uint8), np.zeros(shapes[index], np.uint8)))
-    with pytest.raises(InputError, match=r"targets of shape \(4, 5\) and \(5, 4\); give all of them one shape"):
+    with pytest.raises(InputError, match=r"targets of shape \(4, 5\) and \(5, 4\); they must have the same shape"):
         to_arrays(source)
-    with pytest.raises(InputError, match="give all of them one shape"):
+    with pytest.raises(InputError, match="they must have the same shape"):
         next(stream(reader(source, None), lambda _: np.arange(3), range(1), threads=0))
 
 
