@@ -2,14 +2,25 @@ from .data.datasets import DATASETS as DATASETS
 from .data.image import Preprocessing as Preprocessing
 from .data.source import Source as Source
 from .errors import InputError as InputError
+from .inference.average import average as average
+from .inference.bulk import embed_to as embed_to
+from .inference.bulk import predict_to as predict_to
 from .inference.convert import convert_weights as convert_weights
 from .inference.evaluate import evaluate as evaluate
 from .inference.explain import explain as explain
 from .inference.explain import grad_cam as grad_cam
+from .inference.export.export import export as export
+from .inference.export.export import verify_export as verify_export
+from .inference.export.fold import fold_batch_norm as fold_batch_norm
+from .inference.features import neighbours as neighbours
+from .inference.features import probe as probe
+from .inference.features import read_features as read_features
 from .inference.load_run import load_run as load_run
 from .inference.predict import predict as predict
 from .inference.source import CheckpointChoice as CheckpointChoice
 from .inference.source import WeightsInfo as WeightsInfo
+from .inference.stream import embed_each as embed_each
+from .inference.stream import predict_each as predict_each
 from .models.blocks import BasicBlock as BasicBlock
 from .models.blocks import Bottleneck as Bottleneck
 from .models.fpn import FPN as FPN
@@ -22,14 +33,15 @@ from .models.zoo import MODELS as MODELS
 from .recipe import Recipe as Recipe
 from .recipe import load_recipe as load_recipe
 from .report import make_report as make_report
+from .report.fit import fit as fit
 from .runtime.compiler_options import compiler_options as compiler_options
 from .tasks.classification import classification as classification
+from .tasks.metric import Metric as Metric
 from .tasks.metrics import METRICS as METRICS
-from .tasks.metrics import Metric as Metric
 from .tasks.multilabel import multilabel as multilabel
 from .tasks.regression import regression as regression
+from .tasks.segmentation import segmentation as segmentation
 from .tasks.task import Task as Task
-from .training.fit import fit as fit
 from .training.options import RunOptions as RunOptions
 from .training.run import train as train
 from .training.seeds import train_seeds as train_seeds
@@ -39,3 +51,5 @@ from .training.step import eval_step as eval_step
 from .training.step import train_step as train_step
 from .weights.entries import WEIGHTS as WEIGHTS
 from .weights.load import create_model as create_model
+
+__version__: str

@@ -6,13 +6,22 @@ import textwrap
 from collections.abc import Iterable
 
 _FEW = 24  # names that a line has room for
+_LONGEST, _VALUE = 4_000, 100  # characters of a line, and of a value in it
 
 
-class InputError(ValueError):
-    """Wrong input from outside the program; the command line prints it as one line and exits with 2."""
+class OneLineError(Exception):
+    """An error whose text is one line, of bounded length, even if names in it are not."""
+
+    def __str__(self) -> str:
+        text = " ".join(super().__str__().splitlines())
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 4]} ..."
 
 
-class MachineError(RuntimeError):
+class InputError(OneLineError, ValueError):
+    """Invalid input; the command line prints it as one line and exits with code 2."""
+
+
+class MachineError(OneLineError, RuntimeError):
     """What is nobody's wrong input, such as a full disk; one line, exit code 1."""
 
 
@@ -22,11 +31,17 @@ def first_line(error: BaseException) -> str:
     return textwrap.shorten(line, 200, placeholder=" ...")
 
 
+def short_repr(value: object) -> str:
+    """The repr of a value that somebody gave, short enough for a line of ours."""
+    text = repr(value)
+    return text if len(text) <= _VALUE else f"{text[: _VALUE - 4]} ..."
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a `kind` ("model", "data set", ...) of this `name`, with the nearest of the `known` names."""
     known = list(known)
     few = ", ".join(known) if len(known) <= _FEW else f"{', '.join(known[:3])} and {len(known) - 3:,} more"
-    return InputError(f"unknown {kind} {name!r}{nearest(name, known) or f'; known: {few}'}")
+    return InputError(f"unknown {kind} {short_repr(name)}{nearest(name, known) or f'; known: {few}'}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

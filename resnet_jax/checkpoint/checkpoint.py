@@ -19,10 +19,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
 
-from resnet_jax.checkpoint.manifest import describe_leaves, misfits, read_manifest, update_manifest
+from resnet_jax.checkpoint.manifest import DamageError, describe_leaves, misfits, read_manifest, update_manifest
 from resnet_jax.checkpoint.orbax_logging import quiet_orbax_logging
 from resnet_jax.checkpoint.progress import decode_progress, encode_progress
 from resnet_jax.checkpoint.store import (
@@ -158,6 +159,27 @@ def restore(
     Raises:
         InputError: No checkpoint is intact, or it does not fit.
     """
+    while (step := _choose(folder, best, foreign, quarantine, log)) is not None:
+        try:
+            manifest = read_manifest(folder / str(step))
+            if best and manifest.metric is None:
+                raise InputError(
+                    f"{folder}: no checkpoint has been evaluated yet, so none is the best; to use the newest, of step"
+                    f" {step}, leave out --best"
+                )
+            tree = _read(folder / str(step), {"state": abstract_state})
+            return tree["state"], decode_progress(manifest.progress)
+        except (DamageError, InputError):
+            # Otherwise the run that writes there has removed it meanwhile, for a newer one
+            if (folder / str(step)).exists():
+                raise
+    return None
+
+
+def _choose(
+    folder: Path, best: bool, foreign: Callable[[dict[str, Any]], str], quarantine: bool, log: Log
+) -> int | None:
+    """Return the step that all hosts restore, or None; raise InputError if there are checkpoints and none is intact."""
     found, damaged = latest_intact(folder, best, foreign) if is_primary_host() else (None, {})
     step = broadcast_from_host0((_NO_GOOD if damaged else _NONE) if found is None else found)
     if step == _NONE:
@@ -165,21 +187,14 @@ def restore(
     if step == _NO_GOOD:
         reasons = _first([f"step {other}: {damage}" for other, damage in damaged.items()]) or "see the first host"
         raise InputError(
-            f"{folder}: no checkpoint is intact ({reasons});"
-            " restore one from a backup, or move this folder away to start again"
+            f"{folder}: no intact checkpoint ({reasons});"
+            " restore one from a backup, or move this folder away to start over"
         )
     for other, damage in damaged.items():
         path = folder / str(other)
         how = f"moved to {_quarantine(path)}" if quarantine else "skipped"
         log(f"{path}: damaged checkpoint ({damage}), {how}; step {step} is used instead")
-    manifest = read_manifest(folder / str(step))
-    if best and manifest.metric is None:
-        raise InputError(
-            f"{folder}: no checkpoint has been evaluated yet, so none is the best; take the newest, of step {step}:"
-            " leave out --best"
-        )
-    tree = _read(folder / str(step), {"state": abstract_state})
-    return tree["state"], decode_progress(manifest.progress)
+    return step
 
 
 _quarantine = quarantine
@@ -218,7 +233,7 @@ def _read(folder: Path, like: Any) -> Any:
     # Orbax raises bare exceptions
     except Exception as error:
         reason = first_line(error)
-        raise InputError(f"{folder}: this checkpoint cannot be read ({reason}); give the command again") from error
+        raise InputError(f"{folder}: this checkpoint cannot be read ({reason}); repeat the command") from error
     raise InputError(
         f"{folder}: does not fit this network and optimiser ({_first(wrong)}); another version of them saved it:"
         " choose another --out"
@@ -237,11 +252,26 @@ def _unwritten(folder: Path, error: BaseException | None) -> MachineError:
             reason = known
     return MachineError(
         f"{folder}: a checkpoint cannot be written ({reason});"
-        " free disk space and give the same command again: earlier checkpoints are kept"
+        " free disk space and repeat the same command: earlier checkpoints are kept"
     )
 
 
+def _all_finite(leaves: list[Array]) -> bool:
+    """Return whether all leaves are finite, the same on all hosts."""
+    # In the memory of this process: a program for hundreds of leaves is traced for longer than they are read
+    if all(map(_is_on_host, leaves)):
+        return all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves)
+    return bool(_all_finite_on_devices(leaves))
+
+
+def _is_on_host(leaf: Array | np.ndarray) -> bool:
+    """Return whether a leaf is in the memory of this process: NumPy's, or JAX's on the CPU."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable and next(iter(leaf.devices())).platform == "cpu"
+
+
 @jax.jit
-def _all_finite(leaves: list[Array]) -> Array:
-    """Return () bool over all leaves: one transfer, the same on all hosts."""
+def _all_finite_on_devices(leaves: list[Array]) -> Array:
+    """Return () bool over all leaves, by one transfer."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()

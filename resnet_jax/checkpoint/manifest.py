@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> CheckpointManifest:
         content = read_regular(folder / _NAME)
         values = parse_json(content, nonfinite=True)
         manifest = CheckpointManifest(*(values[name] for name in CheckpointManifest._fields))
-        changed = _encode(manifest) != content
+        changed = _encode(manifest) != content or not _is_sound(manifest)
     except FileNotFoundError as error:
         raise DamageError(f"no {_NAME}") from error
     except OSError as error:
@@ -127,6 +127,18 @@ def to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _is_sound(manifest: CheckpointManifest) -> bool:
+    """Return whether all values are of their types, which a manifest that somebody made need not be."""
+    return (
+        type(manifest.step) is int
+        and isinstance(manifest.metric, float | None)
+        and isinstance(manifest.progress, dict)
+        and isinstance(manifest.leaves, dict)
+        and isinstance(manifest.files, dict)
+        and all(isinstance(of, list) and list(map(type, of)) == [int, str] for of in manifest.files.values())
+    )
 
 
 def _encode(manifest: CheckpointManifest) -> bytes:

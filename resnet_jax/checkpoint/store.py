@@ -8,7 +8,6 @@ A folder is renamed to its number after its manifest is on the disk, so every nu
 used only if its files still match the manifest.
 """
 
-import itertools
 import math
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from resnet_jax.checkpoint.manifest import (
     write_manifest,
 )
 from resnet_jax.errors import InputError
+from resnet_jax.runtime.safe_files import numbered
 
 _INCOMPLETE, _DAMAGED = "incomplete", "damaged"
 
@@ -101,9 +101,10 @@ def latest_intact(
             if reason := foreign(verify(folder / str(step)).progress):
                 raise DamageError(reason)
         except DamageError as damage:
-            # Otherwise the run that writes there has removed it meanwhile
-            if (folder / str(step)).exists():
-                bad[step] = damage
+            if not (folder / str(step)).exists():
+                # The run that writes there has removed it meanwhile, for a newer one
+                return latest_intact(folder, best, foreign)
+            bad[step] = damage
         else:
             return step, bad
     # The run has written another one meanwhile
@@ -114,16 +115,12 @@ def latest_intact(
 
 def quarantine(path: Path) -> Path:
     """Move the folder of a step to `damaged`, and return its new path."""
-    for number in itertools.count(1):
-        aside = path.parent / _DAMAGED / (path.name if number == 1 else f"{path.name}-{number}")
-        if aside.exists():
-            continue
-        try:
-            aside.parent.mkdir(exist_ok=True)
-            return path.rename(aside)
-        except OSError as error:
-            raise InputError(f"{path}: is damaged, and cannot be moved ({error.strerror}); move it away") from error
-    raise AssertionError("unreachable")
+    aside = next(other for other in numbered(path.parent / _DAMAGED / path.name) if not other.exists())
+    try:
+        aside.parent.mkdir(exist_ok=True)
+        return path.rename(aside)
+    except OSError as error:
+        raise InputError(f"{path}: damaged, and cannot be moved ({error.strerror}); move it away yourself") from error
 
 
 def _numbered(folder: Path) -> list[int]:

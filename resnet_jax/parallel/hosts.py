@@ -10,24 +10,26 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Annotated
 
 from resnet_jax.errors import InputError, first_line
+from resnet_jax.recipe.bounds import POSITIVE, require_flag_bounds
 from resnet_jax.runtime.terminal import log_to_stderr
 
 
 @dataclass(frozen=True, kw_only=True)
 class HostOptions:
-    """Several hosts, in the words of `jax.distributed`; all may be left out if the cluster says them."""
+    """Multiple hosts, as in `jax.distributed.initialize`; leave all out if the cluster is detected."""
 
     coordinator_address: str | None = None
-    """HOST:PORT of the first process, which all others can reach; None is what the cluster says."""
-    num_processes: int | None = None
-    """Number of processes; None is what the cluster says, or one."""
+    """HOST:PORT of the first process, reachable by all others; None asks the cluster."""
+    num_processes: Annotated[int | None, POSITIVE] = None
+    """Number of processes; None asks the cluster, or is 1."""
     process_id: int | None = None
-    """Number of this process, from 0; None is what the cluster says."""
-    heartbeat_timeout: int = 20
-    """Seconds without a heartbeat after which a process counts as lost and all others end."""
-    init_timeout: int = 600
+    """Number of this process, from 0; None asks the cluster."""
+    heartbeat_timeout: Annotated[int, POSITIVE] = 20
+    """Seconds without a heartbeat after which a process counts as lost and all others exit."""
+    init_timeout: Annotated[int, POSITIVE] = 600
     """Seconds that a process waits for the others at the start. A process that does not join in time ends the run with
     a one-line error."""
 
@@ -36,7 +38,7 @@ class HostOptions:
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 # That a process which fails gives the others to fail as well
 _SECONDS_TO_LEAVE = 3.0
-LOST = "another process is lost; see what it says, and give the same command again to all of them"
+LOST = "another process is lost; see its error, and repeat the same command on all hosts"
 # Seconds after our time limit at which JAX, which aborts, would give up
 _LATER = 60
 # The first chip on a virtual machine of Cloud TPU
@@ -86,8 +88,8 @@ def join_hosts(hosts: HostOptions) -> None:
             )
         except (RuntimeError, ValueError) as error:
             raise InputError(
-                f"the other hosts cannot be joined ({first_line(error)}); name --coordinator-address HOST:PORT,"
-                " --num-processes and --process-id where no cluster does, or --num-processes 1 to be alone"
+                f"the other hosts cannot be joined ({first_line(error)}); give --coordinator-address HOST:PORT,"
+                " --num-processes and --process-id if the cluster does not, or --num-processes 1 to run alone"
             ) from error
 
 
@@ -134,21 +136,14 @@ def _patience(seconds: float, who: str) -> Iterator[None]:
 
 def require_hosts(hosts: HostOptions) -> None:
     """Raise InputError, naming the flag, if a number is out of range or a flag is missing."""
-    flags = {
-        "--num-processes": hosts.num_processes,
-        "--heartbeat-timeout": hosts.heartbeat_timeout,
-        "--init-timeout": hosts.init_timeout,
-    }
-    for name, value in flags.items():
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; it must be positive")
+    require_flag_bounds(hosts)
     if hosts.process_id is not None and (
         hosts.num_processes is None or not 0 <= hosts.process_id < hosts.num_processes
     ):
         raise InputError(f"--process-id is {hosts.process_id}; it is a number from 0, less than --num-processes")
     if hosts.coordinator_address is not None and (hosts.num_processes is None or hosts.process_id is None):
         raise InputError(
-            "--coordinator-address needs --num-processes, how many there are, and --process-id, the number of this one"
+            "--coordinator-address needs --num-processes, the number of processes, and --process-id, this one's number"
         )
     if hosts.coordinator_address is not None and not hosts.coordinator_address.rpartition(":")[2].isdecimal():
         raise InputError(

@@ -71,7 +71,7 @@ def require_same(tables: Sequence[Mapping[str, Any]]) -> None:
             if value != found[0]:
                 raise InputError(
                     f"the processes differ in {name}: {found[0]!s:.60} on process 0, {value!s:.60} on process {number};"
-                    " give the same command, data and packages to all of them"
+                    " use the same command, data and packages on all of them"
                 )
 
 

@@ -11,8 +11,9 @@ import jax
 
 from resnet_jax.runtime.safe_files import read_regular
 from resnet_jax.runtime.strict_json import parse_json
+from resnet_jax.version import __version__
 
-_PACKAGES = ("resnet-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def read_environments(run: Path) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ def environment() -> dict[str, Any]:
 
 def package_versions() -> dict[str, str]:
     """Return the versions of the packages on which a result may depend."""
-    return {name: metadata.version(name) for name in _PACKAGES}
+    return {"resnet_jax": __version__, **{name: metadata.version(name) for name in _PACKAGES}}
 
 
 def git_state(folder: Path) -> dict[str, Any]:

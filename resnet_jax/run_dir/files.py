@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,12 +14,13 @@ import jax
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, differences, from_json, to_json, total_steps
 from resnet_jax.run_dir.environment import environment, read_environments
+from resnet_jax.run_dir.given import given_json, require_given
 from resnet_jax.runtime.checksum import add_checksum, file_sha256, remove_checksum
-from resnet_jax.runtime.safe_files import append, read_regular, write_atomic
+from resnet_jax.runtime.safe_files import append, numbered, read_regular, write_atomic
 from resnet_jax.runtime.strict_json import parse_json
 
 # Options that decide which rows and checkpoints a run has: `resnet-jax train RUN` takes them again
-_RESUMED = ("metrics", "eval_every", "checkpoint_every", "keep_checkpoints")
+_RESUMED = ("metrics", "monitor", "eval_every", "checkpoint_every", "keep_checkpoints")
 # An interrupted start may leave these in a directory without recipe.json
 _OWN = ("recipe.json.tmp", "lock")
 
@@ -35,6 +36,8 @@ class DatasetInfo:
     data_dir: str
     digest: str = ""
     """SHA-256 of the examples of both splits; empty if unknown."""
+    class_counts: tuple[int, ...] = ()
+    """Training images, or pixels, of each class or with each label; empty if the recipe does not need them."""
 
 
 def is_run(where: Path | str) -> bool:
@@ -45,7 +48,7 @@ def is_run(where: Path | str) -> bool:
 def require_run(run: Path) -> None:
     """Raise InputError if a path is not a run directory."""
     if not is_run(run):
-        raise InputError(f"{run}: not a run directory (no recipe.json); `resnet-jax train` makes one")
+        raise InputError(f"{run}: not a run directory (no recipe.json); `resnet-jax train` creates one")
 
 
 def read_recipe(run: Path) -> Recipe:
@@ -64,14 +67,15 @@ def read_dataset_info(run: Path) -> DatasetInfo:
         if min(*shape, values["train_size"]) < 1 or len(shape) not in (2, 3, 4) or not values["classes"]:
             raise ValueError("sizes must be positive")
         classes, digest = tuple(values["classes"]), values.get("digest", "")
-        return DatasetInfo(classes, shape, values["train_size"], values["data_dir"], digest)
+        counts = tuple(int(count) for count in values.get("class_counts", ()))
+        return DatasetInfo(classes, shape, values["train_size"], values["data_dir"], digest, counts)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        again = f"move it away and give `resnet-jax train {run}`, which writes it again"
+        again = f"move it away and run `resnet-jax train {run}`, which writes it again"
         raise InputError(f"{path}: missing or damaged; restore it, or {again}") from error
 
 
 def require_same_run(
-    out: Path, recipe: Recipe, dataset: DatasetInfo | None = None, given: tuple[str, ...] | None = None
+    out: Path, recipe: Recipe, dataset: DatasetInfo | None = None, given: Collection[str] | None = None
 ) -> None:
     """Raise InputError unless a directory is free or holds a run of this recipe and data; change nothing."""
     if (out / "recipe.json").is_file():
@@ -88,34 +92,6 @@ def require_same_run(
         raise InputError(f"{out}: exists and is not a run directory; choose another --out")
 
 
-def read_given(run: Path) -> tuple[str, ...]:
-    """Return the names of the parts that a run was given as values, such as "model"."""
-    path = run / "given.json"
-    if not path.is_file():
-        return ()
-    try:
-        names = parse_json(path.read_bytes())
-        return tuple(map(str, names)) if isinstance(names, list) else ()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: damaged; it lists the parts that `train` was given as values") from error
-
-
-def require_given(run: Path, given: tuple[str, ...], needed: Sequence[str] | None = None) -> None:
-    """Raise InputError unless the parts that a run was given as values are given again, and no others.
-
-    Args:
-        run: the run directory.
-        given: names of the parts that are given now.
-        needed: names of those that matter; None is all.
-    """
-    before = read_given(run)
-    for name in sorted({*before, *given}):
-        if (name in before) == (name in given) or (needed is not None and name not in needed):
-            continue
-        how, hint = ("with", f"give it again, {name}=VALUE") if name in before else ("without", "leave it out")
-        raise InputError(f"{run}: was trained {how} its {name} given as a value; {hint}")
-
-
 def read_options(run: Path) -> dict[str, Any]:
     """Return the options that a run is resumed with; empty if none are recorded. Raise InputError if damaged."""
     path = run / "options.json"
@@ -124,11 +100,21 @@ def read_options(run: Path) -> dict[str, Any]:
     try:
         found = remove_checksum(parse_json(read_regular(path)))
         options = {name: found[name] for name in _RESUMED if name in found}
-        if any(value is not None and type(value) is not int for name, value in options.items() if name != "metrics"):
+        texts = ("metrics", "monitor")
+        if any(value is not None and type(value) is not int for name, value in options.items() if name not in texts):
             raise ValueError("not a number")
+        if type(options.get("monitor", "")) not in (str, type(None)):
+            raise ValueError("not a name")
         return options | {"metrics": tuple(map(str, options.get("metrics", ())))}
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged; delete it, and give options such as --eval-every again") from error
+
+
+def require_same_monitor(out: Path, monitor: str | None) -> None:
+    """Raise InputError if a run picked its best checkpoint by another metric than `monitor` (None: the task's)."""
+    if (out / "options.json").is_file() and (before := read_options(out).get("monitor")) != monitor:
+        how = f"give --monitor {before}" if before else "leave --monitor out"
+        raise InputError(f"{out}: its best checkpoint is not chosen by --monitor {monitor or 'by default'}; {how}")
 
 
 def _require_same_data(out: Path, old: DatasetInfo, new: DatasetInfo) -> None:
@@ -162,9 +148,10 @@ def init_run_dir(
     out: Path,
     recipe: Recipe,
     dataset: DatasetInfo,
-    given: tuple[str, ...] = (),
+    given: Mapping[str, Any] = MappingProxyType({}),
     pretrained: Path | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
+    teacher: str | None = None,
 ) -> None:
     """Write the run directory of a recipe, and append this start to environment.json.
 
@@ -172,9 +159,11 @@ def init_run_dir(
         out: the run directory.
         recipe: goes to recipe.json.
         dataset: goes to dataset.json.
-        given: names of the parts that are given as values.
-        pretrained: weights file that the run starts from; its SHA-256 is recorded, since the file may change.
+        given: what given.json records of the parts that are given as values.
+        pretrained: file of the weights or of the state of the parent that the run starts from; its SHA-256 is recorded,
+            since the file may change.
         options: of the run; those that it is resumed with go to options.json.
+        teacher: digest of the teacher that it learns from, which is recorded likewise.
 
     Raises:
         InputError: The directory holds something else or cannot be written.
@@ -182,7 +171,12 @@ def init_run_dir(
     require_same_run(out, recipe, given=given)
     start = environment()
     if pretrained is not None:
-        start["pretrained"] = {"file": str(pretrained.absolute()), "sha256": file_sha256(pretrained)}
+        start["parent" if recipe.parent else "pretrained"] = {
+            "file": str(pretrained.absolute()),
+            "sha256": file_sha256(pretrained),
+        }
+    if teacher is not None:
+        start["teacher"] = {"sha256": teacher}
     starts = [*read_environments(out), start]
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +185,7 @@ def init_run_dir(
         resumed = {name: options[name] for name in _RESUMED if name in options}
         write_atomic(out / "options.json", json.dumps(add_checksum(resumed)) + "\n")
         if given:
-            write_atomic(out / "given.json", json.dumps(list(given)) + "\n")
+            write_atomic(out / "given.json", given_json(given))
         write_atomic(out / "environment.json", json.dumps(starts, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"{out}: cannot write there ({error.strerror}); choose another --out") from error
@@ -199,13 +193,11 @@ def init_run_dir(
 
 def next_run_dir(stem: Path, recipe: Recipe) -> Path:
     """Return the first of STEM, STEM-2, ... that is free or holds an unfinished run of this recipe."""
-    for number in itertools.count(1):
-        run = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
-        if not run.exists():
-            return run
-        if (run / "recipe.json").is_file() and read_recipe(run) == recipe and not is_finished(run):
-            return run
-    raise AssertionError("unreachable")
+
+    def is_free(run: Path) -> bool:
+        return not run.exists() or (is_run(run) and read_recipe(run) == recipe and not is_finished(run))
+
+    return next(run for run in numbered(stem) if is_free(run))
 
 
 def is_finished(run: Path) -> bool:

@@ -24,5 +24,5 @@ def run_lock(out: Path) -> Iterator[None]:
             except InputError as error:
                 refused = error
         if broadcast_from_host0(int(refused is not None)):
-            raise refused or InputError(f"{out}: the first host cannot have it; see what it says")
+            raise refused or InputError(f"{out}: the first host cannot lock it; see its error")
         yield

@@ -15,7 +15,9 @@ import platform
 import shutil
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Bytes
 _LIMIT = 4 * 2**30
@@ -53,6 +55,26 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", _SECONDS)
+
+
+@contextlib.contextmanager
+def cache_settings(**settings: Any) -> Iterator[None]:
+    """Change settings of JAX on its cache, such as `jax_enable_compilation_cache`, and restore them at the end."""
+    import jax
+    from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+    def update(values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        # Otherwise JAX would keep the first cache that it used
+        reset_cache()
+
+    before = {name: jax.config.values[name] for name in settings}
+    try:
+        update(settings)
+        yield
+    finally:
+        update(before)
 
 
 def cache_home() -> Path:

@@ -1,12 +1,16 @@
 """Read and write files of directories that others may have prepared: never through a link, never from a device."""
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+
+# Bytes of a name on common file systems
+_LONGEST = 255
 
 
 @contextmanager
@@ -49,6 +53,13 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def is_bare_name(name: object) -> bool:
+    """Return whether a value that a file names is the name of a file beside it, and not a path elsewhere."""
+    if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or "\0" in name:
+        return False
+    return len(name.encode(errors="surrogatepass")) <= _LONGEST
+
+
 def open_regular(path: Path) -> BufferedReader:
     """Open a file to read; raise OSError for a pipe or device, which may have no end."""
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
@@ -62,3 +73,9 @@ def read_regular(path: Path) -> bytes:
     """Return the content of a file; raise OSError for a pipe or device."""
     with open_regular(path) as file:
         return file.read()
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield PATH, PATH-2, PATH-3, ... without end."""
+    yield path
+    yield from (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))

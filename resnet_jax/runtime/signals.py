@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 
 import jax
 
@@ -22,13 +23,18 @@ _IMPATIENT = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], int]]:
+def stop_signal(limit: timedelta | None = None) -> Iterator[Callable[[], int]]:
     """Yield a function that returns the number of the SIGINT, SIGTERM, SIGHUP or SIGUSR1 received, 0 if there is none.
 
+    Once the `limit` has passed, it returns that of SIGUSR1 without a signal.
+
     A second Ctrl-C acts at once, as usual. A signal that is ignored, as SIGHUP under nohup, stays ignored. Outside the
-    main thread, where Python handles no signals, it is always 0.
+    main thread Python handles no signals, and only the limit counts.
     """
-    received = 0
+    received, end = 0, time.monotonic() + limit.total_seconds() if limit else math.inf
+
+    def stopped() -> int:
+        return received or (signal.SIGUSR1 if time.monotonic() >= end else 0)
 
     def note(number: int, frame: object) -> None:
         nonlocal received
@@ -39,11 +45,11 @@ def stop_signal() -> Iterator[Callable[[], int]]:
             _silence_closed_terminal()
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: 0
+        yield stopped
         return
     before = {n: signal.signal(n, note) for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     try:
-        yield lambda: received
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

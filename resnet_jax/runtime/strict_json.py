@@ -71,7 +71,7 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) < len(pairs):
         (twin, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{twin[:100]!r} is there twice")
+        raise ValueError(f"{twin[:100]!r} occurs twice")
     for name in table:
         # Refuses lone surrogates
         name.encode()

@@ -40,7 +40,7 @@ def run_in_threads(calls: Sequence[Callable[[], Value]], abort: Callable[[], Non
             raise
 
 
-def _thread_local_settings() -> list[Callable]:
+def _thread_local_settings() -> list[Callable[..., Any]]:
     """Return context managers that set JAX's thread-local settings to what they are on this thread."""
     config: Any = jax.config
     return [

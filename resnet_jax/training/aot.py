@@ -4,13 +4,16 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from resnet_jax.training.executables import load_or_compile
+from resnet_jax.training.make_step import make_train_step, train_size_at
 from resnet_jax.training.progress import Log
-from resnet_jax.training.setup import TrainSetup, make_train_step, train_size_at
+from resnet_jax.training.setup import TrainSetup, program_identity
 
 # (step, arguments) -> the compiled step, and the seconds that compiling it took now
 CompiledStep = Callable[[int, tuple[Any, ...]], tuple[Callable[..., Any], float]]
@@ -47,8 +50,11 @@ def compile_within(
     """Compile the step with the first of these numbers of microbatches that fits into memory; return it and which."""
     limit = device_memory_limit(setup.mesh)
     for count in accum_steps:
+        accumulating = setup._replace(grad_accum_steps=count)
+        # Of a program that is kept, the memory is not known
+        identity = program_identity(accumulating, "train", size) if len(accum_steps) == 1 else None
         try:
-            step = make_train_step(setup._replace(grad_accum_steps=count), size).lower(*arguments).compile()
+            step = load_or_compile(partial(make_train_step, accumulating, size), arguments, setup.mesh, identity)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or count == accum_steps[-1]:
                 raise

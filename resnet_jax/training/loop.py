@@ -3,89 +3,51 @@
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+import optax
 from jax import Array
 
 from resnet_jax.checkpoint.checkpoint import Checkpoints, open_checkpoints, save
 from resnet_jax.errors import InputError, MachineError
-from resnet_jax.input_pipeline.device_input import DeviceSplit, training_batches
+from resnet_jax.input_pipeline.device_input import training_batches
 from resnet_jax.input_pipeline.sampler import batch_indices
 from resnet_jax.parallel.multihost import host_signals, is_primary_host
 from resnet_jax.run_dir.files import append_metrics, identity
 from resnet_jax.runtime.safe_files import append
-from resnet_jax.training.aot import CompiledStep
 from resnet_jax.training.evaluate import Totals, add_sums, evaluate_split
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.progress import Log, Tick
-from resnet_jax.training.rows import Row, first_reaching, format_row, is_best, metrics_row, score, train_values
+from resnet_jax.training.rows import (
+    Row,
+    first_reaching,
+    format_row,
+    has_rate_factor,
+    is_best,
+    metrics_row,
+    rate_factor,
+    score,
+    train_values,
+)
+from resnet_jax.training.run_state import (
+    Logger,
+    RunPrograms,
+    RunState,
+    TrainResult,
+    ended_result,
+    last_step,
+    out_of_patience,
+)
 from resnet_jax.training.setup import TrainSetup
 from resnet_jax.training.sources import eval_split
 from resnet_jax.training.state import TrainState, with_ema_params
-from resnet_jax.training.step import StepStatus
 from resnet_jax.training.timer import StepTimer
-from resnet_jax.weights.load import Loaded
 
 # Steps that may be queued on the devices while one is computed
 _QUEUED = 2
-
-# (step, row) -> None, called after each row of metrics
-Logger = Callable[[int, Row], None]
-
-
-class RunState(NamedTuple):
-    """A run before its next step."""
-
-    setup: TrainSetup
-    out: Path
-    state: TrainState
-    step: int
-    """That of the state, which may still be being computed."""
-    totals: Totals
-    """Sums since the last row."""
-    timer: dict[str, Any]
-    """Of the steps since the last row, as a checkpoint keeps it; empty after a row."""
-    rows: list[Row]
-    log: Log
-    pretrained: Loaded | None = None
-    """Weights that a new run starts from."""
-    unevaluated: bool = False
-    """The evaluation after the last step failed, so that its row is missing."""
-
-
-class RunPrograms(NamedTuple):
-    """Data on the devices and compiled programs; seeds of a recipe share them."""
-
-    train: DeviceSplit
-    evaluation: DeviceSplit
-    train_step: CompiledStep
-    eval_step: Callable[..., Any]
-
-
-class TrainResult(NamedTuple):
-    """How a run ended."""
-
-    state: TrainState
-    step: int
-    steps: int
-    """Length of the recipe in steps."""
-    split: str
-    """Split that the run was evaluated on: "validation" or "test"."""
-    rows: list[Row]
-    """All of metrics.jsonl."""
-    signal: int = 0
-    """Number of the signal that stopped it early; 0 for none."""
-    reached: Row | None = None
-    """First row that reached the target."""
-
-    def __repr__(self) -> str:
-        """Show the last row, and neither the others nor any array."""
-        last, reached = self.rows[-1] if self.rows else None, self.reached and self.reached["step"]
-        shown = f"step={self.step}, steps={self.steps}, split={self.split!r}, rows=<{len(self.rows)}, last {last}>"
-        return f"TrainResult({shown}, signal={self.signal}, reached={reached})"
 
 
 def train_loop(
@@ -93,7 +55,7 @@ def train_loop(
     programs: RunPrograms,
     options: RunOptions,
     *,
-    key: Array,
+    constants: Sequence[Any],
     loggers: Sequence[Logger],
     stop: Callable[[], int],
     tick: Tick,
@@ -104,29 +66,29 @@ def train_loop(
         run: before its next step.
         programs: data and compiled programs.
         options: when to evaluate, save and stop.
-        key: `step_key` of the run.
+        constants: `step_constants` of the run.
         loggers: called with each row.
         stop: returns the number of a signal that asked to stop, or 0.
         tick: called after each step.
     """
     setup, (state, step, totals, rows) = run.setup, (run.state, run.step, run.totals, run.rows)
-    recipe, split, last = setup.recipe, eval_split(setup.recipe), min(setup.steps, options.stop_at or setup.steps)
+    recipe, split, last = setup.recipe, eval_split(setup.recipe), last_step(setup, options)
     timer, signal, reached = StepTimer(**{"first_step": step, **run.timer}), 0, None
-    pending: deque[tuple[int, StepStatus, Array | None]] = deque()
+    pending: deque[tuple[int, Totals, Array | None]] = deque()
     batches = training_batches(programs.train, recipe, range(step, last))
     with open_checkpoints(run.out / "checkpoints", keep=options.keep_checkpoints, best=True) as checkpoints:
         if run.unevaluated:
-            evaluate_and_log(run, programs, state, step, totals, timer, loggers)
+            state = evaluate_and_log(run, programs, state, step, totals, timer, loggers)
             totals, timer, reached = {}, StepTimer(step), _reached(rows, setup, options)
             save_or_continue(checkpoints, run, state, step, totals, timer, last=step == last or bool(reached))
-        while step < last and not reached:
+        while step < last and not reached and not (run.unevaluated and out_of_patience(run, options)):
             inputs = timer.wait(batches)
-            train_step, seconds = programs.train_step(step, (state, inputs, key))
+            train_step, seconds = programs.train_step(step, (state, inputs, *constants))
             timer.exclude(seconds)
-            state, status = train_step(state, inputs, key)
+            state, sums = train_step(state, inputs, *constants)
             step += 1
             signal = signal or (stop() if jax.process_count() == 1 else 0)
-            pending.append((step, status, host_signals(setup.mesh, stop())))
+            pending.append((step, sums, host_signals(setup.mesh, stop())))
             evaluate_now = is_due(setup, step, options.eval_every) or step == setup.steps
             save_now = is_due(setup, step, options.checkpoint_every) or step == last or bool(signal)
             totals, asked = drain(run, totals, pending, keep=0 if evaluate_now or save_now else _QUEUED)
@@ -136,7 +98,7 @@ def train_loop(
             tick(step, lambda totals=totals: train_values(setup, totals))  # type: ignore[misc]
             if evaluate_now:
                 try:
-                    evaluate_and_log(run, programs, state, step, totals, timer, loggers)
+                    state = evaluate_and_log(run, programs, state, step, totals, timer, loggers)
                 except InputError:
                     # The other hosts are still evaluating, and cannot save
                     if jax.process_count() > 1:
@@ -144,17 +106,26 @@ def train_loop(
                     save_or_continue(checkpoints, run, state, step, totals, timer, last=True, unevaluated=True)
                     raise
                 totals, timer, reached = {}, StepTimer(step), _reached(rows, setup, options)
-            end = step == last or bool(signal) or reached is not None
+            end = step == last or bool(signal or reached or (evaluate_now and out_of_patience(run, options)))
             if save_now or end or (evaluate_now and is_best(rows, split, setup.task)):
                 with timer.paused():
                     save_or_continue(checkpoints, run, state, step, totals, timer, last=end)
             if end:
                 break
-    return TrainResult(state, step, setup.steps, split, rows, signal, reached)
+    return ended_result(run._replace(state=state, step=step), options, signal, reached)
 
 
 def _reached(rows: Sequence[Row], setup: TrainSetup, options: RunOptions) -> Row | None:
     return first_reaching(rows[-1:], eval_split(setup.recipe), setup.task, options.target_metric)
+
+
+def with_rate_factor(run: RunState, state: TrainState) -> TrainState:
+    """Return a state whose learning rate follows the rows so far, if the schedule does."""
+    if not has_rate_factor(run.setup):
+        return state
+    old = optax.tree.get(state.opt_state, "factor")
+    new = jax.device_put(np.asarray(rate_factor(run.setup, run.rows), old.dtype), old.sharding)
+    return state.replace(opt_state=optax.tree.set(state.opt_state, factor=new))
 
 
 def is_due(setup: TrainSetup, step: int, every: int | None) -> bool:
@@ -166,9 +137,9 @@ def is_due(setup: TrainSetup, step: int, every: int | None) -> bool:
 
 
 def drain(
-    run: RunState, totals: Totals, pending: deque[tuple[int, StepStatus, Array | None]], *, keep: int
+    run: RunState, totals: Totals, pending: deque[tuple[int, Totals, Array | None]], *, keep: int
 ) -> tuple[Totals, int]:
-    """Read the status of all but the `keep` newest steps, which waits for the devices.
+    """Read the sums of all but the `keep` newest steps, which waits for the devices.
 
     Returns:
         The totals with the sums of these steps, and the largest signal number that any host received.
@@ -178,21 +149,21 @@ def drain(
     """
     signal = 0
     while len(pending) > keep:
-        step, status, asked = pending.popleft()
-        check_finite(run, step, status)
-        totals = add_sums(totals, status.sums)
+        step, sums, asked = pending.popleft()
+        check_finite(run, step, sums)
+        totals = add_sums(totals, sums)
         signal = signal or (0 if asked is None else int(asked))
     return totals, signal
 
 
-def check_finite(run: RunState, step: int, status: StepStatus) -> None:
+def check_finite(run: RunState, step: int, sums: Mapping[str, Any]) -> None:
     """Write down the examples of a step that was not finite; raise InputError unless the recipe skips such steps."""
-    if not int(status.nonfinite):
+    if not int(sums["nonfinite_steps"]):
         return
-    recipe, size = run.setup.recipe, run.setup.dataset.train_size
-    indices = batch_indices(recipe.seed, step - 1, recipe.batch_size, size, recipe.augment.aug_repeats).tolist()
+    recipe, size, repeats = run.setup.recipe, run.setup.dataset.train_size, run.setup.recipe.augment.aug_repeats
+    indices = batch_indices(recipe.seed, step - 1, recipe.batch_size, size, repeats, run.setup.draws)
     if is_primary_host():
-        append(run.out / "nonfinite.jsonl", json.dumps({"step": step, "indices": indices}) + "\n")
+        append(run.out / "nonfinite.jsonl", json.dumps({"step": step, "indices": indices.tolist()}) + "\n")
     what = f"loss or gradient of step {step} is not finite; its examples are in {run.out / 'nonfinite.jsonl'}"
     if recipe.on_nonfinite == "stop":
         raise InputError(
@@ -210,8 +181,8 @@ def evaluate_and_log(
     totals: Totals,
     timer: StepTimer,
     loggers: Sequence[Logger],
-) -> None:
-    """Evaluate the network and its EMA, and write, log and print the next row."""
+) -> TrainState:
+    """Evaluate the network and its EMA, write, log and print the next row, and return the state with the next rate."""
     setup, split = run.setup, eval_split(run.setup.recipe)
     with timer.paused():
         loss = train_values(setup, totals)["loss"]
@@ -227,6 +198,7 @@ def evaluate_and_log(
     for logger in loggers:
         logger(step, run.rows[-1])
     run.log(format_row(run.rows[-1], split, setup.task, setup.steps))
+    return with_rate_factor(run, state)
 
 
 def require_finite_loss(loss: float, step: int, *, trained: bool = True) -> None:
@@ -260,6 +232,7 @@ def save_or_continue(
     progress = {"totals": totals, "timer": timer.saved() if totals else {}, "unevaluated": unevaluated}
     # A copy, since the manifest is written in the background
     progress |= {"rows": list(run.rows), **identity(run.setup.recipe, run.setup.dataset)}
+    progress |= {"teacher": teacher.digest} if (teacher := run.setup.teacher) else {}
     try:
         save(checkpoints, state, progress, metric=metric)
     except MachineError as error:
@@ -269,23 +242,6 @@ def save_or_continue(
         run.log(f"{error}; {'this step is saved instead' if last else 'training continues to the next checkpoint'}")
         if last:
             save(checkpoints, state, progress, metric=metric)
-
-
-def finished_result(run: RunState, options: RunOptions) -> TrainResult | None:
-    """Return the result of a run that has nothing left to do.
-
-    Raises:
-        InputError: The run is to stop at a step that has passed.
-    """
-    setup, step, stop_at, split = run.setup, run.step, options.stop_at, eval_split(run.setup.recipe)
-    if stop_at is not None and stop_at < step:
-        raise InputError(f"--stop-at is {stop_at}; {run.out} is already at step {step}")
-    if run.unevaluated:
-        return None
-    reached = first_reaching(run.rows, split, setup.task, options.target_metric)
-    if step >= min(setup.steps, stop_at or setup.steps) or reached:
-        return TrainResult(run.state, step, setup.steps, split, run.rows, reached=reached)
-    return None
 
 
 def guarded_loggers(loggers: Sequence[Logger], log: Log) -> list[Logger]:
@@ -300,7 +256,7 @@ def guarded_loggers(loggers: Sequence[Logger], log: Log) -> list[Logger]:
                 logger(step, dict(row))
             except Exception as error:
                 failed.add(number)
-                log(f"logger {getattr(logger, '__name__', number)} failed and is left out: {error!r}")
+                log(f"logger {getattr(logger, '__name__', number)} failed and is not called again: {error!r}")
 
         return write
 

@@ -8,7 +8,8 @@ from resnet_jax.checkpoint.checkpoint import Log, restore
 from resnet_jax.errors import InputError
 from resnet_jax.run_dir.files import foreign_reason
 from resnet_jax.runtime.terminal import log_to_stderr
-from resnet_jax.training.setup import TrainSetup, abstract_train_state
+from resnet_jax.training.init import abstract_train_state
+from resnet_jax.training.setup import TrainSetup
 from resnet_jax.training.state import TrainState
 
 
@@ -25,5 +26,5 @@ def restored_state(setup: TrainSetup, run: Path, *, best: bool = False, log: Log
     """Return the newest (or best) state of a run; raise InputError if there is no checkpoint."""
     restored = restore_run(setup, run, best=best, log=log)
     if restored is None:
-        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` makes one")
+        raise InputError(f"{run}: no checkpoint yet; `resnet-jax train {run}` creates one")
     return restored[0]

@@ -6,7 +6,9 @@ Keys are "train/loss", "test/accuracy", "ema/test/accuracy" and so on, in the wo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resnet_jax.tasks.metrics import compute_all, display_of, format_value
+from resnet_jax.optim.schedules import plateau_factor
+from resnet_jax.tasks.metric import compute_all
+from resnet_jax.tasks.metrics import display_of, format_value
 from resnet_jax.tasks.task import Task
 from resnet_jax.training.evaluate import Totals
 from resnet_jax.training.setup import TrainSetup
@@ -20,7 +22,7 @@ _TINY = 1e-9
 def train_values(setup: TrainSetup, totals: Totals) -> dict[str, float | None]:
     """Return the averages over training images since the last row; None for what is not known."""
     metrics = {name: setup.task.metrics[name] for name in setup.task.train_metrics}
-    values = compute_all(metrics, totals)
+    values = compute_all(metrics, totals, setup.dataset.classes)
     loss, weight = totals.get("loss"), totals.get("weight")
     known = loss is not None and weight is not None
     return {"loss": float(loss) / max(float(weight), _TINY) if known else None, **values}  # type: ignore[arg-type]
@@ -45,15 +47,16 @@ def metrics_row(
         rows: before it.
     """
     split, seconds, batch = eval_split(setup.recipe), max(timer.seconds, _TINY), setup.recipe.batch_size
-    train = {f"train/{name}": value for name, value in train_values(setup, totals).items() if _is_shown(name)}
-    measured = {f"{prefix}{split}/{k}": v for prefix, values in evaluated.items() for k, v in values.items()}
+    display, values = setup.task.facts.display, train_values(setup, totals)
+    train = {f"train/{name}": value for name, value in values.items() if display_of(name, display).shown}
+    measured = {f"{prefix}{split}/{k}": v for prefix, found in evaluated.items() for k, v in found.items()}
     nonfinite = int(totals.get("nonfinite_steps") or 0)
     return {
         "step": step,
         "epoch": step * batch / setup.dataset.train_size,
         **train,
         **measured,
-        "lr": float(setup.schedule(step - 1)),
+        "lr": float(setup.schedule(step - 1)) * rate_factor(setup, rows),
         **({"nonfinite_steps": nonfinite} if nonfinite else {}),
         "images_per_second": (step - timer.first_step) * batch / seconds,
         "data_wait_fraction": min(timer.waited / seconds, 1.0),
@@ -61,19 +64,22 @@ def metrics_row(
     }
 
 
-def _is_shown(name: str) -> bool:
-    return display_of(name).shown
+def has_rate_factor(setup: TrainSetup) -> bool:
+    """Return whether the learning rate follows the rows of metrics."""
+    return setup.recipe.schedule.name == "plateau" and not {"schedule", "optimizer"} & {*setup.given}
 
 
-def monitored_key(row: Mapping[str, Any], split: str, task: Task) -> str:
-    """Return the key of the value that picks the best checkpoint: that of the EMA, if there is one."""
-    ema = f"ema/{split}/{task.monitor}"
-    return ema if ema in row else f"{split}/{task.monitor}"
+def rate_factor(setup: TrainSetup, rows: Sequence[Row]) -> float:
+    """Return the factor on the learning rate after these rows; 1 unless the schedule follows them."""
+    if not has_rate_factor(setup):
+        return 1.0
+    return plateau_factor([row[f"{eval_split(setup.recipe)}/loss"] for row in rows], setup.recipe.schedule)
 
 
 def monitored_value(row: Mapping[str, Any], split: str, task: Task) -> float:
-    """Return the value that picks the best checkpoint."""
-    return row[monitored_key(row, split, task)]
+    """Return the value that picks the best checkpoint: that of the EMA, if there is one."""
+    key = f"{split}/{task.monitor}"
+    return row[f"ema/{key}" if f"ema/{key}" in row else key]
 
 
 def score(row: Mapping[str, Any], split: str, task: Task) -> float:
@@ -95,10 +101,19 @@ def first_reaching(rows: Sequence[Row], split: str, task: Task, target: float | 
     return next((row for row in rows if task.reaches(monitored_value(row, split, task), target)), None)
 
 
+def best_without_progress(rows: Sequence[Row], split: str, task: Task, patience: int | None) -> Row | None:
+    """Return the best row if the last `patience` rows are no better, so that training may stop; otherwise None."""
+    if patience is None or not rows:
+        return None
+    scores = [score(row, split, task) for row in rows]
+    best = scores.index(max(scores))
+    return rows[best] if len(rows) - 1 - best >= patience else None
+
+
 def heading(split: str, task: Task) -> str:
     """Return a line that says what `format_row` writes."""
     monitored = "" if task.monitor == "loss" else f" and {task.monitor.replace('_', ' ')}"
-    return f"lines: step, epoch, train and {split} loss{monitored}, images per second"
+    return f"columns: step, epoch, train and {split} loss{monitored}, images per second"
 
 
 def format_row(row: Mapping[str, Any], split: str, task: Task, steps: int) -> str:
@@ -111,7 +126,7 @@ def format_row(row: Mapping[str, Any], split: str, task: Task, steps: int) -> st
         loss, monitored = row.get(f"{prefix}/loss"), row.get(f"{prefix}/{task.monitor}")
         text = "-" if loss is None else f"{loss:.3f}"
         if task.monitor != "loss" and monitored is not None:
-            text += f" {format_value(task.monitor, monitored):>6}"
+            text += f" {format_value(task.monitor, monitored, task.facts.display):>6}"
         return f"  {title} {text}"
 
     ema = part("ema", f"ema/{split}") if f"ema/{split}/loss" in row else ""

@@ -1,43 +1,36 @@
 """Train a recipe in a run directory: open, restore or start, and hand over to the loop."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
 from typing import Any
 
-import jax
 import optax
 from flax import linen as nn
 from rich.console import Console
 
-from resnet_jax.data.source import Example, Source, require_readable
+from resnet_jax.data.source import Source
 from resnet_jax.errors import InputError
-from resnet_jax.input_pipeline.device_input import DeviceSplit, abstract_step_input, open_device_split
-from resnet_jax.input_pipeline.loading import DataLoading
-from resnet_jax.input_pipeline.preprocess import Transform, original_crop
+from resnet_jax.input_pipeline.preprocess import Transform
 from resnet_jax.parallel.multihost import is_primary_host, same_on_hosts
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, check
-from resnet_jax.run_dir.files import init_run_dir, require_same_run, restore_metrics
+from resnet_jax.run_dir.files import init_run_dir, require_same_monitor, require_same_run, restore_metrics
 from resnet_jax.run_dir.lock import run_lock
 from resnet_jax.runtime.checksum import file_sha256
 from resnet_jax.runtime.signals import reraise_signal, stop_signal, watchdog
 from resnet_jax.tasks.task import Task
-from resnet_jax.training.aot import CompiledStep, compile_once
-from resnet_jax.training.evaluate import Totals, make_eval_step
-from resnet_jax.training.loop import (
-    Logger,
-    RunPrograms,
-    RunState,
-    TrainResult,
-    finished_result,
-    guarded_loggers,
-    train_loop,
-)
-from resnet_jax.training.options import RunOptions, default_data_dir, validate_options
+from resnet_jax.training.aot import compile_once
+from resnet_jax.training.distillation import Teacher
+from resnet_jax.training.evaluate import Totals
+from resnet_jax.training.init import init_train_state
+from resnet_jax.training.loop import guarded_loggers, train_loop
+from resnet_jax.training.make_step import step_constants
+from resnet_jax.training.opening import make_programs, open_while_compiling
+from resnet_jax.training.options import RunOptions, default_data_dir, require_epoch_rows, validate_options
+from resnet_jax.training.parent import load_parent
 from resnet_jax.training.pretrained import load_pretrained
 from resnet_jax.training.progress import (
+    AddBar,
     Log,
     RunConsole,
     Tick,
@@ -45,18 +38,14 @@ from resnet_jax.training.progress import (
     corrupt_log,
     headline,
     progress,
+    require_written,
 )
 from resnet_jax.training.restore import restore_run
 from resnet_jax.training.rows import heading
-from resnet_jax.training.setup import (
-    BatchLayout,
-    Parts,
-    TrainSetup,
-    init_train_state,
-    setup_training,
-    step_key,
-)
-from resnet_jax.training.sources import Sources, eval_split, facts_of, open_sources, with_digest
+from resnet_jax.training.run_state import Logger, RunState, TrainResult, finished_result, last_step
+from resnet_jax.training.setup import Parts, TrainSetup, setup_training
+from resnet_jax.training.sources import eval_split, facts_of, notes_on_data, open_sources, with_digest
+from resnet_jax.training.teacher import with_teacher
 
 
 def train(
@@ -75,13 +64,13 @@ def train(
 ) -> TrainResult:
     """Train a recipe in a run directory, from its newest checkpoint if there is one.
 
-    Every part that the recipe names can be given as a value instead. The run records that it was, and to resume or
-    open the run the value is needed again.
+    Every part that the recipe names can be passed as a value instead. The run records this; to resume or
+    open it, pass the value again.
 
     Args:
-        recipe: everything that decides the result.
-        out: the run directory: new, empty or of this very recipe.
-        options: how and where to run; none changes the curve.
+        recipe: everything that determines the result.
+        out: the run directory: new, empty, or of the same recipe.
+        options: devices, evaluation, checkpoints and stopping; none changes the curve.
         data: training and test split, instead of the data set that the recipe names.
         model: linen module whose `__call__(x, *, train)` returns the outputs.
         task: loss, metrics and targets.
@@ -89,14 +78,14 @@ def train(
         schedule: step -> learning rate, which is logged as "lr".
         transform: (key, image uint8, target) -> (image, target), applied to each training example after the recipe's
             augmentation.
-        log: functions (step, row), called after each row of metrics. One that fails is reported once.
-        console: where progress is shown; None is standard output.
+        log: functions (step, row), called after each row of metrics. One that fails is not called again.
+        console: where to show progress; None is standard output.
 
     Raises:
         InputError: Recipe, data, devices or directory do not fit each other, and nothing was written; or the loss is no
             longer finite, and earlier checkpoints are kept.
-        MachineError: The last checkpoint cannot be written.
-        KeyboardInterrupt: A signal stopped the run, which is saved; its argument is the number of the signal.
+        MachineError: The last checkpoint cannot be written, or standard output, which stops the run with a checkpoint.
+        KeyboardInterrupt: A signal stopped the run, which was saved; its argument is the number of the signal.
 
     Example:
         >>> from resnet_jax import Recipe, train
@@ -105,38 +94,45 @@ def train(
         0.9917
     """
     validate_options(options)
+    require_epoch_rows(recipe, options)
     out, recipe, parts = Path(out).expanduser(), check(recipe), Parts(model, task, optimizer, schedule, transform)
     console = console or RunConsole(quiet=not is_primary_host())
     say = console_log(console)
-    with run_lock(out), stop_signal() as signal_received:
+    with run_lock(out), stop_signal(options.time_limit) as signal_received:
         with same_on_hosts() as facts:
             sources = with_digest(open_sources(recipe, Path(options.data_dir or default_data_dir()), data, task))
             reraise_signal(signal_received())
-            layout = BatchLayout(data_mesh(options.devices), options.grad_accum_steps, options.param_sharding)
-            setup, accum_steps = setup_training(recipe, sources.dataset, layout, parts, options.metrics)
+            setup, accum_steps = setup_training(recipe, sources.dataset, data_mesh(options.devices), parts, options)
+            setup = setup._replace(draws=sources.train.draws)
             facts |= facts_of(recipe, sources, out, options)
+            require_same_monitor(out, options.monitor)
         run = restore_or_init(setup, out, say)
         reraise_signal(signal_received())
         if done := finished_result(run, options):
             say(f"{out}: already {'finished' if done.step == done.steps else f'at step {done.step}'}, nothing trained")
             return done
+        setup = with_teacher(setup)
+        run = run_with_teacher(run, setup.teacher)
         log_start(run)
-        for note in (*sources.notes(), heading(eval_split(recipe), setup.task)):
+        for note in (*sources.notes(), *notes_on_data(recipe, sources), heading(eval_split(recipe), setup.task)):
             say(note)
         corrupt: dict[int, str] = {}
         train_step = compile_once(setup, accum_steps, say)
         splits = open_while_compiling(run, sources, options, corrupt, train_step)
         programs = make_programs(setup, *splits, train_step)
         write_start(run, options)
-        with watchdog(options.watchdog_seconds) as kick, progress(console) as add_bar:
-            last = min(setup.steps, options.stop_at or setup.steps)
-            bar = add_bar(f"{out.name} step", recipe.batch_size, run.step, last)
+        with watchdog(options.watchdog_seconds) as kick, progress(console, setup.task.facts.display) as add_bar:
             most = options.max_corrupt_fraction * setup.dataset.train_size
-            tick = all_of(kick, corrupt_log(corrupt, most, say), bar)
-            loggers = guarded_loggers(log, say)
             result = train_loop(
-                run, programs, options, key=step_key(setup), loggers=loggers, stop=signal_received, tick=tick
+                run,
+                programs,
+                options,
+                constants=step_constants(setup),
+                loggers=guarded_loggers(log, say),
+                stop=signal_received,
+                tick=make_tick(run, options, kick, corrupt_log(corrupt, most, say), add_bar),
             )
+    require_written(console)
     return unless_stopped(result, options)
 
 
@@ -147,8 +143,11 @@ def unless_stopped(result: TrainResult, options: RunOptions) -> TrainResult:
     return result
 
 
-def all_of(kick: Callable[[], None], log_corrupt: Callable[[], None], bar: Tick) -> Tick:
+def make_tick(
+    run: RunState, options: RunOptions, kick: Callable[[], None], log_corrupt: Callable[[], None], add_bar: AddBar
+) -> Tick:
     """Return what happens after each step: the watchdog is kicked, corrupt images are logged, the bar moves."""
+    bar = add_bar(f"{run.out.name} step", run.setup.recipe.batch_size, run.step, last_step(run.setup, options))
 
     def tick(step: int, values: Callable[[], dict[str, Any]]) -> None:
         kick()
@@ -169,8 +168,11 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     restored = restore_run(setup, out, quarantine=True, log=log)
     if restored is None:
         with same_on_hosts() as facts:
-            pretrained = load_pretrained(setup)
+            parent = load_parent(setup) if setup.recipe.parent else None
+            pretrained = parent[1] if parent else load_pretrained(setup)
             facts["the pretrained weights"] = pretrained and file_sha256(pretrained.file)
+        if parent:
+            return RunState(setup, out, parent[0], int(parent[0].step), {}, {}, [], log, pretrained)
         state = init_train_state(setup, pretrained and pretrained.variables)
         # Its variables are in the state now
         return RunState(setup, out, state, 0, {}, {}, [], log, pretrained and pretrained._replace(variables={}))
@@ -178,7 +180,30 @@ def restore_or_init(setup: TrainSetup, out: Path, log: Log) -> RunState:
     step, totals = int(state.step), known_totals(setup, saved.get("totals", {}))
     timer, unevaluated = saved.get("timer", {}), bool(saved.get("unevaluated"))
     restore_metrics(out, saved["rows"], log)
-    return RunState(setup, out, state, step, totals, timer, saved["rows"], log, unevaluated=unevaluated)
+    return RunState(
+        setup,
+        out,
+        state,
+        step,
+        totals,
+        timer,
+        saved["rows"],
+        log,
+        unevaluated=unevaluated,
+        teacher=saved.get("teacher", ""),
+    )
+
+
+def run_with_teacher(run: RunState, teacher: Teacher | None) -> RunState:
+    """Return a run with its teacher, if the recipe names one.
+
+    Raises:
+        InputError: The steps so far had another one under this name.
+    """
+    if teacher and run.step and run.teacher != teacher.digest:
+        name = f"distill.teacher {run.setup.recipe.distill.teacher}"
+        raise InputError(f"{run.out}: {name} has changed since the run started; restore it or choose another --out")
+    return run._replace(setup=run.setup._replace(teacher=teacher))
 
 
 def write_start(run: RunState, options: RunOptions) -> None:
@@ -187,9 +212,10 @@ def write_start(run: RunState, options: RunOptions) -> None:
     with same_on_hosts():
         if is_primary_host():
             file = run.pretrained and run.pretrained.file
-            init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, file, vars(options))
+            teacher = setup.teacher and setup.teacher.digest
+            init_run_dir(run.out, setup.recipe, setup.dataset, setup.given, file, vars(options), teacher)
         # Rows of an interrupted start without a checkpoint
-        if run.step == 0:
+        if not run.rows:
             restore_metrics(run.out, [], run.log)
 
 
@@ -202,9 +228,11 @@ def known_totals(setup: TrainSetup, saved: Totals) -> Totals:
 
 def log_start(run: RunState) -> None:
     """Say what is trained, and on which weights."""
-    resuming = f"resuming at step {run.step}"
-    run.log(f"{resuming if run.step else 'training'}: {headline(run.setup, run.out)}")
-    for note in (*(run.pretrained.notes if run.pretrained else ()), *ema_notes(run.setup.recipe, run.setup.steps)):
+    how = f"continuing {run.setup.recipe.parent}" if run.pretrained else "resuming"
+    run.log(f"{f'{how} at step {run.step}' if run.step else 'training'}: {headline(run.setup, run.out)}")
+    taught, setup = run.pretrained.notes if run.pretrained else (), run.setup
+    taught += setup.teacher.notes if setup.teacher else ()
+    for note in (*taught, *ema_notes(setup.recipe, setup.steps)):
         run.log(note)
 
 
@@ -213,66 +241,5 @@ def ema_notes(recipe: Recipe, steps: int) -> list[str]:
     span = recipe.ema_update_every / (1 - recipe.ema_decay)
     if not recipe.ema_decay or span <= steps:
         return []
-    effect = "its warm-up shortens the average" if recipe.ema_warmup else "the initial parameters weigh in: lower it"
+    effect = "its warm-up shortens the average" if recipe.ema_warmup else "it includes the initial parameters: lower it"
     return [f"ema_decay {recipe.ema_decay:g} averages over about {span:,.0f} steps, the run has {steps:,}; {effect}"]
-
-
-def open_splits(
-    setup: TrainSetup, sources: Sources, loading: DataLoading, corrupt: dict[int, str]
-) -> tuple[DeviceSplit, DeviceSplit]:
-    """Open both splits for the devices of a setup; training images that cannot be read are noted in `corrupt`.
-
-    Raises:
-        InputError: An image of the evaluation split cannot be read; the first evaluation would fail.
-    """
-    crop = original_crop(setup.recipe, sources.train)
-    evaluation = open_device_split(sources.evaluation, setup.mesh, loading)
-    if evaluation.arrays is None:
-        require_readable(sources.evaluation)
-    return open_device_split(sources.train, setup.mesh, loading, corrupt, crop), evaluation
-
-
-def open_while_compiling(
-    run: RunState, sources: Sources, loading: DataLoading, corrupt: dict[int, str], train_step: CompiledStep
-) -> tuple[DeviceSplit, DeviceSplit]:
-    """Open both splits on a thread while the next step is compiled here.
-
-    Not the other way round: JAX's settings belong to a thread. If both fail, the error of the data is raised.
-    """
-    setup = run.setup
-    crop = original_crop(setup.recipe, sources.train)
-    inputs = abstract_step_input(sources.train, setup.mesh, setup.recipe, loading, crop)
-    ended = Event()
-    with ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(open_splits, setup, _until(ended, sources), loading, corrupt)
-        try:
-            train_step(run.step, (run.state, inputs, step_key(setup)))
-            return opening.result()
-        except BaseException:
-            error = opening.exception() if opening.done() else None
-            ended.set()
-            if isinstance(error, InputError):
-                raise error from None
-            raise
-
-
-def _until(ended: Event, sources: Sources) -> Sources:
-    """Return the sources, of which nothing is read once `ended` is set: a thread cannot be stopped from outside."""
-
-    def stopping(source: Source) -> Source:
-        def read(index: int) -> Example:
-            if ended.is_set():
-                raise InterruptedError
-            return source.read(index)
-
-        return source._replace(read=read)
-
-    return sources._replace(train=stopping(sources.train), evaluation=stopping(sources.evaluation))
-
-
-def make_programs(
-    setup: TrainSetup, train_split: DeviceSplit, eval_split: DeviceSplit, train_step: CompiledStep
-) -> RunPrograms:
-    """Return the data and programs of a setup."""
-    eval_step: jax.stages.Wrapped = make_eval_step(setup.model, setup.recipe.data, setup.mesh, setup.metrics)
-    return RunPrograms(train_split, eval_split, train_step, eval_step)

@@ -1,11 +1,11 @@
-"""Where the seeds of a recipe train: in one program, each on devices of its own, or in sequence; what they share."""
+"""Where the seeds of a recipe train: in one program, each on its own devices, or in sequence; what they share."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -15,18 +15,14 @@ from resnet_jax.input_pipeline.device_input import move_to_mesh, training_batche
 from resnet_jax.parallel.sharding import mesh_of, require_divisible_batch
 from resnet_jax.recipe import Recipe
 from resnet_jax.training.aot import compile_once
-from resnet_jax.training.loop import RunPrograms
+from resnet_jax.training.distillation import Teacher
+from resnet_jax.training.init import abstract_train_state, init_train_state
+from resnet_jax.training.make_step import step_constants, train_size_at
+from resnet_jax.training.opening import make_programs, open_splits
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.progress import Log
-from resnet_jax.training.run import make_programs, open_splits
-from resnet_jax.training.setup import (
-    BatchLayout,
-    Parts,
-    abstract_train_state,
-    init_train_state,
-    setup_training,
-    step_key,
-)
+from resnet_jax.training.run_state import RunPrograms
+from resnet_jax.training.setup import Parts, TrainSetup, setup_training
 from resnet_jax.training.sources import Sources
 from resnet_jax.training.stacked import make_stacked_step, seeds_that_fit, stack_trees
 
@@ -34,7 +30,7 @@ SeedLayout = Literal["auto", "vmap", "devices", "sequential"]
 
 # Steps that are timed to choose a layout, after one that is not
 _ROUNDS = 5
-_WORDS = {"devices": "each on devices of its own", "vmap": "in one program", "sequential": "in sequence"}
+_WORDS = {"devices": "each on its own devices", "vmap": "in one program", "sequential": "in sequence"}
 
 
 class SeedRuns(NamedTuple):
@@ -44,17 +40,21 @@ class SeedRuns(NamedTuple):
     """By seed."""
     out: Path
     sources: Sources
-    layout: BatchLayout
-    """Of a batch, for one seed that has all devices."""
+    mesh: Mesh
+    """Of one seed that has all devices."""
     options: RunOptions
     parts: Parts
     loggers: Sequence[Callable[..., None]]
     log: Log
     programs: dict[Mesh, RunPrograms]
     """On the devices that have been used so far."""
+    stacked: dict[tuple[Mesh, int | None], jax.stages.Wrapped]
+    """Steps of several seeds in one program, by devices and image size."""
     corrupt: dict[int, str]
     """Training images that could not be read."""
     stop: Callable[[], int]
+    teacher: Teacher | None = None
+    """That of the recipe."""
 
 
 def possible_layouts(asked: SeedLayout, count: int, batch_size: int, mesh: Mesh) -> list[str]:
@@ -110,20 +110,20 @@ def choose_layout(shared: SeedRuns, names: Sequence[str], count: int, mesh: Mesh
 
 def _vmap_group(shared: SeedRuns, mesh: Mesh, count: int) -> int:
     """Return the number of seeds per program: as many as fit into memory, in groups of about the same size."""
-    programs, (setup, recipe) = programs_on(shared, mesh), _first_setup(shared, mesh)
-    inputs = next(training_batches(programs.train, recipe, range(1)))
-    fitting = seeds_that_fit(setup, abstract_train_state(setup), inputs, step_key(setup), count)
+    programs, (setup, _) = programs_on(shared, mesh), _first_setup(shared, mesh)
+    inputs, (key, *teacher) = next(training_batches(programs.train, setup.recipe, range(1))), step_constants(setup)
+    fitting = seeds_that_fit(setup, abstract_train_state(setup), inputs, key, count, teacher)
     groups = math.ceil(count / fitting)
     if groups == count > 1:
         shared.log("two seeds do not fit into the memory of a device: training in sequence")
     return math.ceil(count / groups)
 
 
-def _first_setup(shared: SeedRuns, mesh: Mesh) -> tuple[Any, Recipe]:
+def _first_setup(shared: SeedRuns, mesh: Mesh) -> tuple[TrainSetup, list[int]]:
+    """Return `setup_training` of the first seed, with the teacher of all."""
     recipe = next(iter(shared.recipes.values()))
-    layout = shared.layout._replace(mesh=mesh)
-    setup, _ = setup_training(recipe, shared.sources.dataset, layout, shared.parts, shared.options.metrics)
-    return setup, recipe
+    setup, accum = setup_training(recipe, shared.sources.dataset, mesh, shared.parts, shared.options)
+    return setup._replace(teacher=shared.teacher), accum
 
 
 def seconds_per_round(shared: SeedRuns, meshes: Sequence[Mesh], name: str) -> float:
@@ -133,34 +133,41 @@ def seconds_per_round(shared: SeedRuns, meshes: Sequence[Mesh], name: str) -> fl
     programs = [programs_on(shared, mesh) for mesh in distinct]
     states = [init_train_state(setup) for setup in setups]
     feeds = [training_batches(p.train, s.recipe, range(1 + _ROUNDS)) for p, s in zip(programs, setups, strict=True)]
-    keys = [step_key(setup) for setup in setups]
+    constants = [step_constants(setup) for setup in setups]
     if name == "vmap":
-        count = len(meshes)
-        states, keys = [stack_trees([states[0]] * count)], [stack_trees([keys[0]] * count)]
-        stacked = make_stacked_step(setups[0])
+        count, (key, *teacher) = len(meshes), constants[0]
+        states, constants = [stack_trees([states[0]] * count)], [(stack_trees([key] * count), *teacher)]
+        size = train_size_at(setups[0].recipe, setups[0].dataset.train_size, 0)
+        stacked = stacked_step_on(shared, distinct[0], size)
     seconds = []
     for _ in range(1 + _ROUNDS):
-        start, statuses = time.perf_counter(), []
-        for place, (state, feed, key) in enumerate(zip(states, feeds, keys, strict=True)):
+        start, queued = time.perf_counter(), []
+        for place, (state, feed, fixed) in enumerate(zip(states, feeds, constants, strict=True)):
             inputs = next(feed)
             if name == "vmap":
-                states[place], status = stacked(state, [inputs] * len(meshes), key)
+                states[place], sums = stacked(state, [inputs] * len(meshes), *fixed)
             else:
-                step, compiling = programs[place].train_step(0, (state, inputs, key))
+                step, compiling = programs[place].train_step(0, (state, inputs, *fixed))
                 start += compiling
-                states[place], status = step(state, inputs, key)
-            statuses.append(status)
-        jax.block_until_ready(statuses)
+                states[place], sums = step(state, inputs, *fixed)
+            queued.append(sums)
+        jax.block_until_ready(queued)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])
+
+
+def stacked_step_on(shared: SeedRuns, mesh: Mesh, image_size: int | None) -> jax.stages.Wrapped:
+    """Return the step of several seeds in one program; measuring and training share what it compiles."""
+    key = mesh, image_size
+    if key not in shared.stacked:
+        shared.stacked[key] = make_stacked_step(_first_setup(shared, mesh)[0], image_size)
+    return shared.stacked[key]
 
 
 def programs_on(shared: SeedRuns, mesh: Mesh) -> RunPrograms:
     """Return data and programs on these devices; data is read once, and copied from the devices that have it."""
     if mesh not in shared.programs:
-        recipe = next(iter(shared.recipes.values()))
-        layout = shared.layout._replace(mesh=mesh)
-        setup, accum = setup_training(recipe, shared.sources.dataset, layout, shared.parts, shared.options.metrics)
+        setup, accum = _first_setup(shared, mesh)
         if shared.programs:
             first = next(iter(shared.programs.values()))
             splits = move_to_mesh(first.train, mesh), move_to_mesh(first.evaluation, mesh)

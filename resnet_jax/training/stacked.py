@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import Array
 
 from resnet_jax.checkpoint.checkpoint import Checkpoints, open_checkpoints
@@ -22,20 +23,22 @@ from resnet_jax.parallel.sharding import replicated
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.training.aot import device_memory_limit, step_bytes
 from resnet_jax.training.evaluate import Totals
-from resnet_jax.training.loop import (
+from resnet_jax.training.init import shardings
+from resnet_jax.training.loop import drain, evaluate_and_log, is_due, save_or_continue
+from resnet_jax.training.make_step import make_train_step, train_size_at
+from resnet_jax.training.options import RunOptions
+from resnet_jax.training.progress import Tick
+from resnet_jax.training.rows import first_reaching, has_rate_factor, is_best, rate_factor, train_values
+from resnet_jax.training.run_state import (
     Logger,
     RunPrograms,
     RunState,
     TrainResult,
-    drain,
-    evaluate_and_log,
-    is_due,
-    save_or_continue,
+    ended_result,
+    last_step,
+    out_of_patience,
 )
-from resnet_jax.training.options import RunOptions
-from resnet_jax.training.progress import Tick
-from resnet_jax.training.rows import first_reaching, is_best, train_values
-from resnet_jax.training.setup import TrainSetup, make_train_step, shardings, train_size_at
+from resnet_jax.training.setup import TrainSetup
 from resnet_jax.training.sources import eval_split
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.timer import StepTimer
@@ -46,17 +49,17 @@ Ended = TrainResult | InputError | MachineError
 
 
 def make_stacked_step(setup: TrainSetup, image_size: int | None = None) -> jax.stages.Wrapped:
-    """Return the jitted (stacked states, step inputs, keys (seeds, 2)) -> (stacked states, stacked statuses).
+    """Return the jitted (stacked states, step inputs, keys (seeds, 2), *teacher) -> (stacked states, stacked sums).
 
-    The states are donated.
+    The states are donated; the teacher's variables, if any, are those of `step_constants`.
     """
     step = make_train_step(setup, image_size, jit=False)
     everywhere = replicated(setup.mesh)
 
     @partial(jax.jit, donate_argnums=0, out_shardings=everywhere, compiler_options=compiler_options())
-    def stacked_step(states: TrainState, inputs: Sequence[StepInput], keys: Array) -> Any:
+    def stacked_step(states: TrainState, inputs: Sequence[StepInput], keys: Array, *teacher: Any) -> Any:
         batch, axes = _stack_inputs(inputs)
-        return jax.vmap(step, in_axes=(0, axes, 0))(states, batch, keys)
+        return jax.vmap(lambda *each: step(*each, *teacher), in_axes=(0, axes, 0))(states, batch, keys)
 
     return stacked_step
 
@@ -80,7 +83,9 @@ def seed_of(tree: Any, place: int) -> Any:
     return jax.tree.map(lambda leaf: leaf[place], tree)
 
 
-def seeds_that_fit(setup: TrainSetup, abstract: Any, inputs: StepInput, key: Array, count: int) -> int:
+def seeds_that_fit(
+    setup: TrainSetup, abstract: Any, inputs: StepInput, key: Array, count: int, teacher: Sequence[Any] = ()
+) -> int:
     """Return how many seeds, up to `count`, fit into the memory of a device at once, as the compiler says; or 1."""
     limit = device_memory_limit(setup.mesh)
     if math.isinf(limit):
@@ -90,7 +95,7 @@ def seeds_that_fit(setup: TrainSetup, abstract: Any, inputs: StepInput, key: Arr
         states = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), abstract)  # noqa: B023
         keys, used = jax.ShapeDtypeStruct((count, *key.shape), key.dtype), math.inf
         try:
-            used = step_bytes(step.lower(states, [inputs] * count, keys).compile())
+            used = step_bytes(step.lower(states, [inputs] * count, keys, *teacher).compile())
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -120,9 +125,10 @@ class _Seed:
 def train_stacked(
     runs: Sequence[RunState],
     programs: RunPrograms,
+    step_for: Callable[[int | None], jax.stages.Wrapped],
     options: RunOptions,
     *,
-    keys: Sequence[Array],
+    constants: Sequence[Any],
     loggers: Sequence[Logger],
     stop: Callable[[], int],
     ticks: Sequence[Tick],
@@ -135,20 +141,22 @@ def train_stacked(
     Args:
         runs: before their next step, which is the same for all.
         programs: data and programs that they share.
+        step_for: image size -> `make_stacked_step` of it, the same each time.
         options: when to evaluate, save and stop.
-        keys: `step_key` of each.
+        constants: `step_constants` of each.
         loggers: called with each row of any of them.
         stop: returns the number of a signal that asked to stop, or 0.
         ticks: called after each step, one per seed.
         ended: called with the number of a seed and its error as soon as the error ends it.
     """
     setup, step = runs[0].setup, runs[0].step
-    last = min(setup.steps, options.stop_at or setup.steps)
-    compiled: dict[tuple[int, int | None], Any] = {}
+    last = last_step(setup, options)
+    compiled: set[tuple[int, int | None]] = set()
+    _, *teacher = constants[0]
     with ExitStack() as stack:
         seeds = [
             _open_seed(stack, run, programs, options, last, key=key, loggers=loggers, tick=tick)
-            for run, key, tick in zip(runs, keys, ticks, strict=True)
+            for run, (key, *_), tick in zip(runs, constants, ticks, strict=True)
         ]
 
         def attempt(seed: _Seed, call: Callable[..., None], *args: Any) -> None:
@@ -165,22 +173,23 @@ def train_stacked(
             program = len(active), train_size_at(setup.recipe, setup.dataset.train_size, step)
             # The first call compiles
             with _paused(() if program in compiled else active):
-                if program not in compiled:
-                    compiled[program] = make_stacked_step(setup, program[1])
-                states, statuses = compiled[program](states, inputs, jnp.stack([seed.key for seed in active]))
+                keys = jnp.stack([seed.key for seed in active])
+                states, sums = step_for(program[1])(states, inputs, keys, *teacher)
+            compiled.add(program)
             step, signal = step + 1, stop()
             evaluate_now = is_due(setup, step, options.eval_every) or step == setup.steps
             save_now = is_due(setup, step, options.checkpoint_every) or step == last or bool(signal)
             for place, seed in enumerate(active):
                 if seed.result is None:
-                    attempt(
-                        seed, _read_status, step, seed_of(statuses, place), 0 if evaluate_now or save_now else _QUEUED
-                    )
+                    attempt(seed, _read_sums, step, seed_of(sums, place), 0 if evaluate_now or save_now else _QUEUED)
             for place, seed in enumerate(active):
                 if seed.result is None and (evaluate_now or save_now):
                     due = step == last or bool(signal), evaluate_now, save_now
                     with _paused(other for other in active if other is not seed):
                         attempt(seed, _between, programs, options, seed_of(states, place), step, signal, *due)
+            if evaluate_now and has_rate_factor(setup):
+                factors = jnp.array([rate_factor(setup, seed.run.rows) for seed in active], jnp.float32)
+                states = states.replace(opt_state=optax.tree.set(states.opt_state, factor=factors))
             if evaluate_now:
                 left = [place for place, seed in enumerate(active) if seed.result is None]
                 if left and len(left) < len(active):
@@ -215,9 +224,9 @@ def _paused(seeds: Iterable[_Seed]) -> Iterator[None]:
         yield
 
 
-def _read_status(seed: _Seed, step: int, status: Any, keep: int) -> None:
-    """Queue the status of a step, and read all but the newest."""
-    seed.pending.append((step, status, None))
+def _read_sums(seed: _Seed, step: int, sums: Totals, keep: int) -> None:
+    """Queue the sums of a step, and read all but the newest."""
+    seed.pending.append((step, sums, None))
     seed.totals, _ = drain(seed.run, seed.totals, seed.pending, keep=keep)
     seed.tick(step, partial(train_values, seed.run.setup, seed.totals))
 
@@ -238,15 +247,15 @@ def _between(
     keep = partial(save_or_continue, seed.checkpoints, run, state, step)
     if evaluate_now:
         try:
-            evaluate_and_log(run, programs, state, step, seed.totals, seed.timer, seed.loggers)
+            state = evaluate_and_log(run, programs, state, step, seed.totals, seed.timer, seed.loggers)
         except InputError:
             keep(seed.totals, seed.timer, last=True, unevaluated=True)
             raise
         seed.totals, seed.timer = {}, StepTimer(step)
         reached = first_reaching(run.rows[-1:], split, task, options.target_metric)
-    end = end or reached is not None
+    end = end or reached is not None or out_of_patience(run, options) is not None
     if save_now or end or (evaluate_now and is_best(run.rows, split, task)):
         keep(seed.totals, seed.timer, last=end)
     if end:
         state = jax.device_put(state, shardings(run.setup))
-        seed.result = TrainResult(state, step, run.setup.steps, split, run.rows, signal, reached)
+        seed.result = ended_result(run._replace(state=state, step=step), options, signal, reached)

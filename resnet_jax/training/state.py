@@ -13,21 +13,21 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from resnet_jax.models.layers import he_normal_fan_out
-from resnet_jax.weights.load import Variables
+from resnet_jax.weights.load import Variables, fill
 
 # Path of an array in a tree
 KeyPath = tuple[str, ...]
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything that a step changes. `step` counts the steps taken and is the only clock."""
+    """Everything that a training step changes. `step` counts the steps taken and is the only clock."""
 
     step: Array
     """() int32."""
-    params: dict
-    batch_stats: dict
+    params: dict[str, Any]
+    batch_stats: dict[str, Any]
     opt_state: optax.OptState
-    ema: dict = struct.field(default_factory=dict)
+    ema: dict[str, Any] = struct.field(default_factory=dict)
     """EMA of params and batch_stats under these names, or empty."""
 
 
@@ -47,11 +47,10 @@ def init_state(
         model: the network.
         optimizer: of its parameters.
         image_shape: (h, w, c) of the images.
-        pretrained: "params" and "batch_stats" that replace what is drawn: all, or all but the head.
+        pretrained: "params" and "batch_stats" that replace what is drawn: all, or a part.
         ema: keep an EMA of parameters and statistics, which starts at their initial values.
     """
-    drawn, pretrained = init_variables(key, model, image_shape), pretrained or {}
-    return first_state({c: {**drawn.get(c, {}), **pretrained.get(c, {})} for c in drawn}, optimizer, ema=ema)
+    return first_state(fill(init_variables(key, model, image_shape), pretrained or {}), optimizer, ema=ema)
 
 
 def first_state(variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool) -> TrainState:
@@ -61,7 +60,7 @@ def first_state(variables: Variables, optimizer: optax.GradientTransformation, *
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params), copies)
 
 
-def init_variables(key: Array, model: nn.Module, image_shape: tuple[int, ...]) -> dict:
+def init_variables(key: Array, model: nn.Module, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """Draw what `model.init` draws for images (h, w, c), from the same distributions but with other numbers.
 
     Kernels with He initialisation are cut from one long draw. A compiler takes long over a draw of normal numbers, and
@@ -69,7 +68,7 @@ def init_variables(key: Array, model: nn.Module, image_shape: tuple[int, ...]) -
     """
     shapes: dict[KeyPath, tuple[int, ...]] = {}
 
-    def note(call: Any, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+    def note(call: Any, args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
         output, module = call(*args, **kwargs), context.module
         if context.method_name == "__call__" and getattr(module, "kernel_init", None) is he_normal_fan_out:
             shapes["params", *module.path, "kernel"] = module.variables["params"]["kernel"].shape
@@ -101,3 +100,15 @@ def he_kernels(key: Array, shapes: dict[KeyPath, tuple[int, ...]]) -> dict[KeyPa
 def with_ema_params(state: TrainState) -> TrainState:
     """Return the state with the EMA in place of parameters and statistics, if it has one."""
     return state.replace(**state.ema) if state.ema else state
+
+
+def update_ema(state: TrainState, *, decay: float, every: int = 1, warmup: bool = False) -> dict[str, Any]:
+    """Return the EMA after a step; it moves every `every` steps.
+
+    With a warm-up, the decay of the n-th update is at most (1 + n) / (10 + n), as in TensorFlow.
+    """
+    updates = state.step // every
+    decay_now = jnp.minimum(decay, (1 + updates) / (10 + updates)) if warmup else decay
+    decay_now = jnp.where(state.step % every == 0, decay_now, 1.0)
+    now = {"params": state.params, "batch_stats": state.batch_stats}
+    return jax.tree.map(lambda old, new: (decay_now * old + (1 - decay_now) * new).astype(old.dtype), state.ema, now)

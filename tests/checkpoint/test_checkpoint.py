@@ -117,7 +117,9 @@ def test_the_best_is_kept_and_of_equal_ones_the_newest(tmp_path):
 
 def test_without_metrics_none_is_the_best(tmp_path):
     write(tmp_path, 1, 2, best=True)
-    with pytest.raises(InputError, match="no checkpoint has been evaluated yet.* newest, of step 2: leave out --best"):
+    with pytest.raises(
+        InputError, match="no checkpoint has been evaluated yet.* to use the newest, of step 2, leave out --best"
+    ):
         restore(tmp_path, best=True)
 
 
@@ -274,8 +276,8 @@ def test_where_none_is_intact_nothing_is_moved_and_nothing_begins_anew(tmp_path)
     for step in "1234":
         (tmp_path / "c" / step / "manifest.json").unlink()  # as in the first version of these checkpoints
     message = (
-        rf"^{tmp_path}/c: no checkpoint is intact \(step 4: no manifest.json; step 3: no manifest.json;"
-        r" step 2: no manifest.json; and 1 more\); restore one from a backup, or move this folder away to start again$"
+        rf"^{tmp_path}/c: no intact checkpoint \(step 4: no manifest.json; step 3: no manifest.json;"
+        r" step 2: no manifest.json; and 1 more\); restore one from a backup, or move this folder away to start over$"
     )
     for _ in range(2):
         with pytest.raises(InputError, match=message):
@@ -303,18 +305,34 @@ def test_folders_that_are_no_checkpoints_are_not_taken_for_some(tmp_path):
 
 
 def test_a_checkpoint_that_is_removed_while_it_is_looked_at_is_no_damage(tmp_path, monkeypatch):
-    """Evaluation reads what training replaces."""
+    """Evaluation reads what training replaces, and takes no older one that is kept as the best."""
     import resnet_jax.checkpoint.store as module
 
     verify = module.verify
 
     def meanwhile(folder):
         monkeypatch.setattr(module, "verify", verify)
-        write(tmp_path, 2, keep=1)
+        write(tmp_path, 3, metrics=(0.0,), keep=1, best=True)
         return verify(folder)
 
-    write(tmp_path, 1)
+    write(tmp_path, 1, 2, metrics=(1.0, 0.0), best=True)
     monkeypatch.setattr(module, "verify", meanwhile)
+    chex.assert_trees_all_equal(restore(tmp_path, log=pytest.fail), state_at(3))
+
+
+@pytest.mark.parametrize("name", ["read_manifest", "_read"])
+def test_a_checkpoint_that_is_removed_before_it_is_read_gives_way_to_the_newer_one(tmp_path, monkeypatch, name):
+    import resnet_jax.checkpoint.checkpoint as module
+
+    original = getattr(module, name)
+
+    def meanwhile(*args):
+        monkeypatch.setattr(module, name, original)
+        write(tmp_path, 2, keep=1)
+        return original(*args)
+
+    write(tmp_path, 1)
+    monkeypatch.setattr(module, name, meanwhile)
     chex.assert_trees_all_equal(restore(tmp_path, log=pytest.fail), state_at(2))
 
 
@@ -325,7 +343,7 @@ def test_what_orbax_cannot_read_is_one_line(tmp_path, monkeypatch):
         raise ValueError("NOT_FOUND: gone\nmore")
 
     monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
-    with pytest.raises(InputError, match=r"/1: this checkpoint cannot be read \(NOT_FOUND: gone\); give the command"):
+    with pytest.raises(InputError, match=r"/1: this checkpoint cannot be read \(NOT_FOUND: gone\); repeat the command"):
         restore(tmp_path)
 
 
@@ -345,7 +363,7 @@ def small_disk(tmp_path):
 
 
 FULL = (
-    "checkpoints: a checkpoint cannot be written (No space left on device); free disk space and give the same command"
+    "checkpoints: a checkpoint cannot be written (No space left on device); free disk space and repeat the same command"
 )
 
 

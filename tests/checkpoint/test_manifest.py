@@ -1,5 +1,8 @@
 """A manifest holds for the very files that it was written for, and for no others."""
 
+import hashlib
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -105,3 +108,23 @@ def test_every_leaf_that_does_not_fit_is_named():
         "d is not expected",
         "e is missing",
     ]
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"step": 7.0},
+        {"metric": "0.9"},
+        {"progress": []},
+        {"leaves": None},
+        {"files": {"a": 1.5}},
+        {"files": {"a": [7, 7]}},
+        {"files": []},
+    ],
+)
+def test_a_manifest_of_other_types_is_damage_although_its_digest_is_right(sealed, about):
+    values = read_manifest(sealed)._asdict() | about
+    digest = hashlib.sha256(json.dumps(values, indent=1).encode()).hexdigest()
+    (sealed / "manifest.json").write_text(json.dumps({**values, "sha256": digest}, indent=1))
+    with pytest.raises(DamageError, match=r"^manifest.json has changed$"):
+        verify(sealed)

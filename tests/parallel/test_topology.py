@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
+from untrained import write_run
 
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import open_device_split, training_batches
@@ -22,17 +23,11 @@ from resnet_jax.parallel.grad_accumulation import (
     valid_accumulation_steps,
 )
 from resnet_jax.parallel.sharding import data_mesh, shard_leaf
-from resnet_jax.recipe import Augment
-from resnet_jax.training import setup as training_setup
-from resnet_jax.training.setup import (
-    Parts,
-    abstract_train_state,
-    init_train_state,
-    make_setup,
-    make_train_step,
-    microbatch_unit,
-    step_key,
-)
+from resnet_jax.recipe import Augment, Data, Distill
+from resnet_jax.training import make_step
+from resnet_jax.training.init import abstract_train_state, init_train_state
+from resnet_jax.training.make_step import make_train_step, step_key
+from resnet_jax.training.setup import Parts, make_setup, microbatch_unit
 from resnet_jax.training.sources import open_sources
 
 spec = importlib.util.spec_from_file_location("topology", ROOT / "experiments" / "benchmarks" / "topology.py")
@@ -75,17 +70,15 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.xdist_group("topology")
 @pytest.mark.parametrize(("devices", "steps"), SETTINGS)
 def test_devices_and_accumulation_change_nothing(devices, steps, monkeypatch):
     """Two microbatches are written out one after the other, as on CPUs, and four are a loop, as elsewhere."""
-    monkeypatch.setattr(training_setup, "accumulate_gradients", partial(accumulate_gradients, unroll=steps == 2))
+    monkeypatch.setattr(make_step, "accumulate_gradients", partial(accumulate_gradients, unroll=steps == 2))
     there = topology.train(recipe(), devices=devices, grad_accum_steps=steps, double=True)
     assert topology.difference(one_device(2, True), there) < DOUBLE
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("topology")
 @pytest.mark.parametrize("setting", [{"devices": 8, "grad_accum_steps": 2}])
 def test_in_single_precision_they_change_rounding(setting):
     there = topology.train(recipe(), **ONE | setting, double=False)
@@ -93,7 +86,6 @@ def test_in_single_precision_they_change_rounding(setting):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("topology")
 def test_a_group_on_several_devices_is_one_group():
     """Of the whole batch; and of 16 images, half of one of two microbatches of it on each of 8 devices."""
     whole = topology.train(recipe(None), **ONE | {"devices": 8}, double=True)
@@ -103,7 +95,6 @@ def test_a_group_on_several_devices_is_one_group():
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("topology")
 @pytest.mark.parametrize("steps", [1, 4])
 def test_sharding_changes_nothing(steps):
     there = topology.train(
@@ -112,8 +103,18 @@ def test_sharding_changes_nothing(steps):
     assert topology.difference(one_device(2, True, "wide"), there) < DOUBLE
 
 
-@pytest.mark.slow
 @pytest.mark.xdist_group("topology")
+def test_devices_and_accumulation_change_nothing_for_a_student(tmp_path):
+    """Under a teacher whose mean and std are others."""
+    digits = open_sources(recipe(), tmp_path).dataset
+    of_teacher = dataclasses.replace(recipe(), data=Data(name="digits", mean=(0.3,), std=(0.2,)))
+    teacher = write_run(tmp_path / "teacher", of_teacher, digits.image_shape, digits.classes)
+    student = recipe(distill=Distill(teacher=str(teacher), temperature=4.0), steps=2)
+    results = [topology.train(student, **where, double=True) for where in (ONE, {"devices": 8, "grad_accum_steps": 2})]
+    assert topology.difference(*results) < DOUBLE
+
+
+@pytest.mark.slow
 def test_two_processes_of_four_devices_change_nothing(tmp_path):
     """On loopback."""
     there = topology.train_in_processes(recipe(), processes=2, devices=4, double=True)

@@ -36,7 +36,7 @@ def test_a_new_run_holds_recipe_data_set_and_environment(tmp_path):
     assert from_json((run / "recipe.json").read_text()) == Recipe()
     assert read_dataset_info(run) == DATASET
     (environment,) = read_environments(run)
-    assert {"jax", "flax", "resnet-jax"} <= set(environment["packages"])
+    assert {"jax", "flax", "resnet_jax"} <= set(environment["packages"])
     assert {"python", "devices", "git_commit", "git_changed", "command"} <= set(environment)
 
 

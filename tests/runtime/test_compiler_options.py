@@ -1,5 +1,9 @@
 """The compiler computes what was written."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 from conftest import QUICKLY
 
 from resnet_jax.models import cpu_ops as kernels
-from resnet_jax.runtime.compiler_options import compiler_options
+from resnet_jax.runtime.compiler_options import ask_for_determinism, compiler_options
 from resnet_jax.weights.load import create_model
 
 # As users compile, whatever the other tests do: these are of the compiler
@@ -20,6 +24,15 @@ def jitted(function):
 
 def test_the_compiler_knows_the_options():
     assert "xla_cpu_experimental_ynn_fusion_type" in compiler_options(), "see whether the fault is gone, too"
+
+
+def test_determinism_is_asked_of_every_backend(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    ask_for_determinism()
+    code = "import jax; print(jax.jit(lambda x: x + 1)(1))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "2\n"), "XLA ends the process for a flag that it does not know"
+    assert os.environ["XLA_FLAGS"] == "--xla_cpu_enable_fast_math=false --xla_gpu_deterministic_ops=true"
 
 
 def test_what_stands_before_a_barrier_is_computed_once():

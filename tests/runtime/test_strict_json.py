@@ -15,7 +15,8 @@ from resnet_jax.data.formats.shards import read_index
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import load_recipe
 from resnet_jax.run_dir.environment import read_environments
-from resnet_jax.run_dir.files import read_dataset_info, read_given, read_metrics, read_recipe
+from resnet_jax.run_dir.files import read_dataset_info, read_metrics, read_recipe
+from resnet_jax.run_dir.given import read_given
 from resnet_jax.runtime.strict_json import MAX_DEPTH, parse_json
 from resnet_jax.weights.config import describe
 
@@ -60,7 +61,7 @@ def test_values_are_read_as_they_were_written():
 
 def test_many_keys_take_no_time():
     start = time.monotonic()
-    with pytest.raises(ValueError, match="'199999' is there twice"):
+    with pytest.raises(ValueError, match="'199999' occurs twice"):
         parse_json("{" + ",".join(f'"{i}":1' for i in (*range(200_000), 199_999)) + "}")
     assert time.monotonic() - start < 2
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from resnet_jax.cli.tables import plain_table
 from resnet_jax.runtime.terminal import Terminal, log_to_stderr, printable, show
+from resnet_jax.tasks.metric import Display
 from resnet_jax.training.progress import RunConsole, console_log, progress
 
 TITLE = "a\x1b]0;owned\x07b"
@@ -132,10 +133,10 @@ def test_a_table_on_a_narrow_terminal_breaks_no_word(monkeypatch):
 def test_a_bar_on_a_narrow_terminal_keeps_step_speed_and_time(width, values):
     printed = io.StringIO()
     console = Terminal(file=printed, force_terminal=True, width=width, color_system=None)
-    with progress(console) as add_bar:
+    with progress(console, {"score": Display(percent=True)}) as add_bar:
         tick = add_bar("digits-2 step", 128, 1200, 12345)
-        tick(1201, lambda: {"loss": 0.125, "accuracy": 0.5})
+        tick(1201, lambda: {"loss": 0.125, "score": 0.5})
     shown = printed.getvalue()
     assert "digits-2 step" in shown
     assert re.search(r"1201/12345 .* images/s .*[\d-]+:[\d-]+ .*left", shown)
-    assert ("loss 0.125" in shown) == values
+    assert ("loss 0.1250  score 50.00%" in shown) == values

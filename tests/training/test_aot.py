@@ -6,7 +6,9 @@ import pytest
 from resnet_jax.input_pipeline.device_input import open_device_split, training_batches
 from resnet_jax.training import aot
 from resnet_jax.training.aot import compile_once, step_bytes
-from resnet_jax.training.setup import init_train_state, make_setup, step_key
+from resnet_jax.training.init import init_train_state
+from resnet_jax.training.make_step import step_key
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 
 

@@ -13,7 +13,7 @@ from resnet_jax.data.datasets import DATASETS, open_split
 from resnet_jax.data.source import Source, from_arrays, sample_digest, to_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.load_run import load_run
-from resnet_jax.training.fit import fit
+from resnet_jax.report.fit import fit
 from resnet_jax.training.options import RunOptions
 
 WATCHED = ("recipe.json", "dataset.json", "metrics.jsonl", "environment.json", "checkpoints")
@@ -58,7 +58,7 @@ def test_checkpoints_of_another_run_are_not_resumed(tiny, tmp_path):
     chex.assert_trees_all_equal(result.state, quietly(tiny, tmp_path / "whole")[0].state)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
-    with pytest.raises(InputError, match=r"no checkpoint is intact \(step 6: of another recipe"):
+    with pytest.raises(InputError, match=r"no intact checkpoint \(step 6: of another recipe"):
         quietly(tiny, tmp_path / "run")
 
 

@@ -21,7 +21,8 @@ from resnet_jax.inference.load_run import load_run
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.run_dir.files import read_metrics
 from resnet_jax.training import loop as loop_module
-from resnet_jax.training.setup import abstract_train_state, init_train_state, make_setup, random_keys
+from resnet_jax.training.init import abstract_train_state, init_train_state, random_keys
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 
 
@@ -180,7 +181,7 @@ def test_where_no_checkpoint_is_intact_the_run_does_not_begin_anew(tiny, tmp_pat
     (tmp_path / "run" / "checkpoints" / "3" / "manifest.json").unlink()
     for _ in range(2):
         with pytest.raises(
-            InputError, match=r"checkpoints: no checkpoint is intact \(step 3: no manifest.json\); restore"
+            InputError, match=r"checkpoints: no intact checkpoint \(step 3: no manifest.json\); restore"
         ):
             quiet_result(tiny, tmp_path / "run")
     assert read_metrics(tmp_path / "run") == lines

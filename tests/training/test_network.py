@@ -12,6 +12,7 @@ from PIL import Image
 from resnet_jax.cli.main import main
 from resnet_jax.errors import InputError
 from resnet_jax.models.blocks import Bottleneck
+from resnet_jax.models.layers import blur_pool
 from resnet_jax.models.norm import BatchNorm
 from resnet_jax.recipe import Model, Recipe, from_json, load_recipe, to_json
 from resnet_jax.training.network import build_network
@@ -22,8 +23,8 @@ def build(**fields):
 
 
 def test_fields_are_those_of_the_module():
-    network = build(depths=(1, 2), width=8, block="Bottleneck", stem="ImageNetStem", antialias=True)
-    assert (network.depths, network.width, network.block, network.antialias) == ((1, 2), 8, Bottleneck, True)
+    network = build(depths=(1, 2), width=8, block="Bottleneck", stem="ImageNetStem", antialias="blur")
+    assert (network.depths, network.width, network.block, network.antialias) == ((1, 2), 8, Bottleneck, blur_pool)
     assert network.norm.func is BatchNorm
     images = jnp.zeros((2, 32, 32, 3))
     shape = jax.eval_shape(lambda: network.init_with_output(jax.random.key(0), images, train=False)[0])
@@ -39,16 +40,25 @@ def test_fields_are_those_of_the_module():
         ({"width": True}, "width is True; it must be a positive integer"),
         ({"depths": ()}, r"depths is \(\); it must be positive integers"),
         ({"depths": (1, "a")}, "depths is .*; it must be positive integers"),
+        ({"widths": 16}, "widths is 16; it must be positive integers"),
         ({"block": "Bottlenek"}, "block is 'Bottlenek'; take one of BasicBlock"),
         ({"block": "os.system"}, "block is 'os.system'; take one of"),
-        ({"antialias": 1}, "antialias is 1; it must be true or false"),
-        ({"dropout": 0.5}, "dropout is not set here; set model.dropout instead"),
-        ({"num_classes": 5}, "num_classes is not set here; the data decide it"),
+        ({"antialias": True}, "antialias is True; take one of None, blur, average"),
+        ({"dropout": 0.5}, "dropout cannot be set here; set model.dropout instead"),
+        ({"num_classes": 5}, "num_classes cannot be set here; the data decide it"),
     ],
 )
 def test_wrong_fields_are_refused_in_one_line(fields, message):
     with pytest.raises(InputError, match=message):
         build(**fields)
+
+
+@pytest.mark.parametrize("name", ["strides", "widths"])
+def test_a_value_for_each_stage(name):
+    with pytest.raises(InputError, match=f"{name} has 2 values; it must have 3, one per stage"):
+        build(**{name: (16, 8)}).stages()
+    assert [stage.features for stage in build(widths=(16, 8, 40)).stages()] == [16, 8, 40]
+    assert build(last_features=7).stages()[-1].channels == 7
 
 
 def test_fields_survive_json():
@@ -129,5 +139,11 @@ def test_a_run_directory_alone_imports_nothing(own, tiny, tmp_path, capsys):
     own = ["run", "--network", "own_networks:Net"]
     assert main(["evaluate", *own, "--devices", "1"]) == 0
     assert main(["predict", *own[:1], "image.png", *own[1:]]) == 0
+    capsys.readouterr()
+    assert main(["report", *own, "--devices", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "run/report/index.html: 1 run of 1 recipe\n" in printed.out
+    assert "left out" not in printed.out
+    assert "<h2>Confusion" in (tmp_path / "run" / "report" / "index.html").read_text()
     assert main(["explain", *own[:1], "image.png", *own[1:], "--out", "map.png"]) == 2
     assert "explain knows the parts of ResNet; this network is a Net of your own" in capsys.readouterr().err

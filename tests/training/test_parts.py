@@ -1,6 +1,6 @@
 """Every part of a run can be given as a value, and a run that was given one needs it again."""
 
-import json
+import re
 from dataclasses import replace
 
 import flax.linen as nn
@@ -19,10 +19,13 @@ from resnet_jax.inference.explain import explain
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.inference.predict import predict
 from resnet_jax.recipe import Augment, Model, Optimizer
-from resnet_jax.report.runs import read_runs
+from resnet_jax.report.page import Contents, make_page
+from resnet_jax.report.runs import group_runs, read_runs, recipe_fields
+from resnet_jax.run_dir.given import read_given
 from resnet_jax.tasks.classification import classification
 from resnet_jax.tasks.losses import cross_entropy
-from resnet_jax.tasks.metrics import Display, Metric, loss_metric
+from resnet_jax.tasks.metric import Display, Metric
+from resnet_jax.tasks.metrics import loss_metric
 from resnet_jax.tasks.regression import regression
 from resnet_jax.tasks.task import TargetSpec
 from resnet_jax.training.setup import Parts
@@ -57,8 +60,8 @@ def brightest(key, image, target):
 
 LARGEST = Metric(
     lambda outputs, targets, mask: jnp.where(mask, outputs.max(-1), 0).sum(),
-    lambda total: {"largest": float(total)},
-    {"largest": Display()},
+    lambda total: {"largest": float(total), "rows": 7},
+    {"largest": Display(percent=True), "rows": Display(shown=False)},
 )
 
 
@@ -79,7 +82,7 @@ def differ(a, b):
 PARTS = {
     "task": classification(focal),
     "optimizer": optax.adam,
-    "schedule": lambda step: 0.02 + 0.0 * step,
+    "schedule": lambda step: 0.5 / (1 + step),
     "transform": brightest,
 }
 
@@ -88,23 +91,26 @@ PARTS = {
 def test_a_part_changes_the_run_and_is_recorded(recipe, tmp_path, name):
     plain = params_after(recipe, tmp_path / "plain")
     run = tmp_path / "run"
-    assert differ(plain, params_after(recipe, run, **{name: PARTS[name]}))
-    assert json.loads((run / "given.json").read_text()) == [name]
+    assert differ(plain, params_after(recipe, run, **{name: PARTS[name]}, eval_every=1))
+    assert read_given(run).keys() == {name}
     assert not (tmp_path / "plain" / "given.json").exists()
-
-
-def test_a_schedule_is_what_is_logged(recipe, tmp_path):
-    quietly(recipe, tmp_path / "run", schedule=lambda step: 0.5 / (1 + step), eval_every=1)
-    assert [row["lr"] for row in curve(tmp_path / "run")] == pytest.approx([0.5, 0.25, 0.5 / 3, 0.125])
+    if name == "schedule":
+        assert [row["lr"] for row in curve(run)] == pytest.approx([0.5, 0.25, 0.5 / 3, 0.125])
+    if name == "task":
+        # The reported loss is the cross-entropy, whatever is minimised
+        setup, _ = load_run(run, 1, parts=Parts(task=classification()))
+        assert setup.task.loss is cross_entropy
+        values = evaluate(run, parts=Parts(task=classification()), devices=1).values
+        assert curve(run)[-1]["test/loss"] == values["loss"]
 
 
 def test_resuming_needs_the_part_again_and_continues_the_curve(recipe, tmp_path):
     whole, parted = tmp_path / "whole", tmp_path / "parted"
     quietly(recipe, whole, optimizer=optax.adam, eval_every=1)
     quietly(recipe, parted, optimizer=optax.adam, eval_every=1, stop_at=2)
-    with pytest.raises(InputError, match="was trained with its optimizer given as a value; give it again, optimizer="):
+    with pytest.raises(InputError, match="its optimizer was passed as a value; pass it again in Python, optimizer="):
         quietly(recipe, parted)
-    with pytest.raises(InputError, match="was trained without its task given as a value; leave it out"):
+    with pytest.raises(InputError, match="its task was not passed as a value; leave it out"):
         quietly(recipe, parted, optimizer=optax.adam, task=classification())
     quietly(recipe, parted, optimizer=optax.adam, eval_every=1)
     assert curve(parted) == curve(whole)
@@ -115,7 +121,8 @@ def test_a_network_of_your_own_is_trained_evaluated_and_predicts(recipe, tmp_pat
     result, said = quietly(recipe, run, model=Linear())
     assert said.startswith("training: Linear on ")
     assert set(result.state.params) == {"Dense_0"}
-    assert read_runs([run])[0].network == "a model given as a value"
+    fields = recipe_fields(read_runs([run])[0])
+    assert (fields["model.name"], fields["model.dropout"]) == ("Linear, passed as a value", "-")
     parts = Parts(model=Linear())
     assert evaluate(run, parts=parts, devices=1).values["count"] == 10
     Image.new("L", (8, 8)).save(tmp_path / "image.png")
@@ -123,16 +130,26 @@ def test_a_network_of_your_own_is_trained_evaluated_and_predicts(recipe, tmp_pat
     assert len(prediction.classes) == 2
     with pytest.raises(InputError, match="model"):
         load_run(run, 1)
-    with pytest.raises(InputError, match="was trained with its model given as a value"):
+    with pytest.raises(InputError, match="its model was passed as a value"):
         explain(run, [tmp_path / "image.png"])
 
 
-def test_a_metric_of_your_own_is_reported_by_name(recipe, tmp_path):
-    task = classification()
-    task = task._replace(metrics={**task.metrics, "largest": LARGEST})
-    run = tmp_path / "run"
-    quietly(recipe, run, task=task, metrics=("accuracy", "largest"))
-    assert curve(run)[-1]["test/largest"] > 0
+def test_a_metric_of_your_own_is_reported_and_shown_as_it_wants_to_be(recipe, tmp_path):
+    """In the lines of a run, and in a report, which has the directory alone."""
+    task, run = classification(), tmp_path / "run"
+    task = task._replace(
+        metrics={**task.metrics, "largest": LARGEST}, monitor="largest", train_metrics=("accuracy", "largest")
+    )
+    _, printed = quietly(recipe, run, task=task, metrics=("accuracy",))
+    row = curve(run)[-1]
+    assert 0 < row["test/largest"] != row["train/largest"]
+    assert f"  test {row['test/loss']:.3f} {row['test/largest']:.2%}" in printed
+    assert "test/rows" in row
+    assert "train/rows" not in row
+    content = make_page(Contents(group_runs(read_runs([run])), [None], [])).decode()
+    assert re.search(r">test largest</th>", content)
+    assert f">{100 * row['test/largest']:.2f} %</td>" in content
+    assert "test rows" not in content
 
 
 def test_metrics_are_chosen_by_name(recipe, tmp_path):
@@ -158,7 +175,7 @@ def test_loggers_see_each_row_and_one_that_fails_stops_nothing(recipe, tmp_path)
         recipe, run, eval_every=2, log=(failing, lambda step, row: rows.append((step, row["test/loss"])))
     )
     assert rows == [(row["step"], row["test/loss"]) for row in curve(run)]
-    assert printed.count("logger failing failed and is left out: OSError('no network')") == 1
+    assert printed.count("logger failing failed and is not called again: OSError('no network')") == 1
 
 
 def test_a_task_checks_its_targets(recipe, tmp_path):
@@ -175,20 +192,12 @@ def test_a_task_checks_its_targets(recipe, tmp_path):
         quietly(recipe, tmp_path / "classes", task=regression())
 
 
-def test_the_reported_loss_of_classification_is_the_cross_entropy(recipe, tmp_path):
-    result, _ = quietly(recipe, tmp_path / "run", task=classification(focal))
-    task = classification()
-    setup, _ = load_run(tmp_path / "run", 1, parts=Parts(task=task))
-    assert setup.task.loss is cross_entropy
-    assert result.rows[-1]["test/loss"] == evaluate(tmp_path / "run", parts=Parts(task=task), devices=1).values["loss"]
-
-
 def test_fields_of_a_network_travel_with_the_run(recipe, tmp_path):
-    fields = {"depths": (1, 2), "width": 4, "act": "silu"}
+    fields = {"depths": (1,), "width": 6, "act": "silu"}
     run = tmp_path / "run"
     quietly(replace(recipe, model=Model(name="resnet8", fields=fields)), run)
     setup, _ = load_run(run, 1)
-    assert (setup.model.depths, setup.model.width, setup.model.act.__name__) == ((1, 2), 4, "silu")
+    assert (setup.model.depths, setup.model.width, setup.model.act.__name__) == ((1,), 6, "silu")
     assert evaluate(run, devices=1).values["count"] == 10
 
 
@@ -215,7 +224,7 @@ def test_masks_are_learned_and_move_with_their_images(tiny, tmp_path):
         train_metrics=(),
         monitor="loss",
         mode="min",
-        targets=TargetSpec(lambda source: None, lambda classes: (8, 8), np.uint8),
+        targets=TargetSpec(lambda source: None, lambda classes, shape: (8, 8), np.uint8),
     )
     recipe = replace(tiny, optimizer=Optimizer(lr=1.0), steps=60)
     given = {"model": PerPixel(), "task": task, "data": (source, source)}

@@ -1,5 +1,7 @@
 """A run's data opens while its first step is compiled."""
 
+import errno
+import io
 import signal
 import threading
 import time
@@ -8,13 +10,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from resnet_jax.data.source import Example
-from resnet_jax.errors import InputError
+from resnet_jax.data.source import Example, Source
+from resnet_jax.errors import InputError, MachineError
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.recipe import Recipe
 from resnet_jax.training import aot
 from resnet_jax.training import run as run_module
 from resnet_jax.training.options import RunOptions
+from resnet_jax.training.progress import RunConsole
 from resnet_jax.training.run import ema_notes, train
 from resnet_jax.training.sources import open_sources
 
@@ -31,7 +34,7 @@ def test_an_ema_longer_than_the_run_is_noted():
     (note,) = ema_notes(recipe, 92)
     assert note == "ema_decay 0.9999 averages over about 20,000 steps, the run has 92; its warm-up shortens the average"
     (note,) = ema_notes(replace(recipe, ema_warmup=False), 92)
-    assert note.endswith("the initial parameters weigh in: lower it")
+    assert note.endswith("it includes the initial parameters: lower it")
     assert ema_notes(recipe, 20_001) == ema_notes(Recipe(), 92) == []
 
 
@@ -65,6 +68,24 @@ def test_what_is_wrong_with_the_data_is_said(tiny, tmp_path, capsys):
     recipe = replace(tiny, data=replace(tiny.data, name=""))
     with pytest.raises(InputError, match="images of .* pixels; set data.image_size"):
         train(recipe, tmp_path / "run", options=ONE, data=splits)
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_log_on_a_full_disk_is_an_error_of_the_machine_and_the_run_is_saved(tiny, tmp_path):
+    with pytest.raises(MachineError, match="standard output: No space left on device; the run is saved"):
+        train(tiny, tmp_path / "run", options=ONE, console=RunConsole(file=Full()))
+    assert int(load_run(tmp_path / "run", 1)[1].step) == 1
+
+
+def test_channels_of_sources_are_last(tiny, tmp_path):
+    first = Source(40, ("a", "b"), lambda index: Example(np.zeros((3, 8, 8), np.uint8), index % 2))
+    with pytest.raises(InputError, match=r"data= have shape \(3, 8, 8\), with 3 channels on axis 0; move them to the"):
+        train(tiny, tmp_path / "run", options=ONE, data=(first, first))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("cache", [0.0, 2.0])
@@ -143,6 +164,8 @@ def test_nothing_more_is_read_once_the_other_has_failed(tiny, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(aot, "compile_within", interrupted)
+    # Which would read all images of arrays before
+    monkeypatch.setattr("resnet_jax.training.sources.are_quickly_compared", lambda *splits: False)
     recipe = replace(tiny, data=replace(tiny.data, name=""))
     with pytest.raises(KeyboardInterrupt):
         train(recipe, tmp_path / "run", options=ONE, data=splits_of(tiny, tmp_path, slow))

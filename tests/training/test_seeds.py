@@ -22,17 +22,18 @@ from resnet_jax.input_pipeline.device_input import open_device_split, training_b
 from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.run_dir.files import read_recipe
 from resnet_jax.training import loop as loop_module
-from resnet_jax.training import seed_layout
-from resnet_jax.training import seeds as seeds_module
+from resnet_jax.training import seed_groups, seed_layout
 from resnet_jax.training import stacked as stacked_module
+from resnet_jax.training.init import abstract_train_state, init_train_state
+from resnet_jax.training.make_step import make_train_step, step_key
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.seed_layout import device_slices, possible_layouts
 from resnet_jax.training.seeds import train_each_seed, train_seeds
-from resnet_jax.training.setup import abstract_train_state, init_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 from resnet_jax.training.stacked import make_stacked_step, seed_of, seeds_that_fit, stack_trees
 
-LAYOUTS = {"sequential": 1, "devices": 3, "vmap": 1}  # on that many devices
+LAYOUTS = {"sequential": 1, "devices": 2, "vmap": 1}  # on that many devices
 
 
 def layouts(*quick):
@@ -126,8 +127,8 @@ def test_in_one_program_they_differ_by_rounding_alone(tiny, tmp_path):
         for k in range(2):
             state = jax.device_put(double[k], device)
             for one in inputs[k]:
-                state, status = step(state, one, keys[k])
-            single.append((state, status))
+                state, sums = step(state, one, keys[k])
+            single.append((state, sums))
         stacked, states = make_stacked_step(setups[0]), jax.device_put(stack_trees(double), device)
         for number in range(4):
             states, statuses = stacked(states, [one[number] for one in inputs], jnp.stack(keys))
@@ -171,7 +172,7 @@ def test_seeds_that_are_added_are_trained_and_those_that_have_ended_are_left_alo
 
 @pytest.mark.parametrize("layout", layouts("vmap"))
 def test_a_replica_that_is_not_finite_stops_and_the_others_go_on(tiny, tmp_path, alone, monkeypatch, layout):
-    plain = seeds_module.restore_or_init
+    plain = seed_groups.restore_or_init
 
     def restore_or_init(setup, *rest):
         run = plain(setup, *rest)
@@ -180,7 +181,7 @@ def test_a_replica_that_is_not_finite_stops_and_the_others_go_on(tiny, tmp_path,
         params = jax.tree.map(lambda x: x * jnp.nan, run.state.params)
         return run._replace(state=run.state.replace(params=params))
 
-    monkeypatch.setattr(seeds_module, "restore_or_init", restore_or_init)
+    monkeypatch.setattr(seed_groups, "restore_or_init", restore_or_init)
     options = {"devices": LAYOUTS[layout], "seed_layout": layout}
     ended, said = several(train_each_seed, tiny, range(3), tmp_path / "x", **options)
     message = "seed 1: loss or gradient of step 1 is not finite"
@@ -233,11 +234,12 @@ def test_a_signal_ends_all_of_them_and_the_same_command_goes_on(tiny, tmp_path, 
     steps = {seed: end.step for seed, end in ended.items()}
     if layout == "devices":  # on threads, which notice it as soon as the main thread has: a step later, or a few
         assert steps[0] >= 6
-        assert len(steps) == 3
+        # Of two devices; the third seed has not begun
+        assert len(steps) == 2
     else:
         assert steps == ({0: 6} if layout == "sequential" else {0: 6, 1: 6, 2: 6})
     assert all(end.signal == signal.SIGTERM or end.step == 12 for end in ended.values())
-    assert (tmp_path / "x" / "seed2").exists() == (layout != "sequential")
+    assert (tmp_path / "x" / "seed2").exists() == (layout == "vmap")
     results, _ = several(train_seeds, tiny, range(3), tmp_path / "x", **options)
     for seed, result in enumerate(results):
         assert_single_run(layout, tmp_path / f"x/seed{seed}", result, *alone[seed])
@@ -275,10 +277,10 @@ def test_the_fastest_layout_is_measured_and_told(tiny, tmp_path, monkeypatch):
     grouped = replace(tiny, model=replace(TINY, norm_group_size=2), steps=3)
     _, said = several(train_each_seed, grouped, range(2), tmp_path / "x", devices=2)
     assert "a step of all 2 seeds: in sequence " in said
-    assert ", each on devices of its own " in said
+    assert ", each on its own devices " in said
     monkeypatch.setattr(seed_layout, "seconds_per_round", lambda shared, meshes, name: 0.5 if len(meshes) == 1 else 0.9)
     results, said = several(train_each_seed, grouped, range(2), tmp_path / "y", devices=2)
-    assert "in sequence 1000.0 ms, each on devices of its own 900.0 ms; training each on devices" in said
+    assert "in sequence 1000.0 ms, each on its own devices 900.0 ms; training each on its own devices" in said
     assert all(len(x.state.step.shape) == 0 for x in results.values())
     _, said = several(train_each_seed, grouped, range(2), tmp_path / "z", devices=1)
     assert "a step of all" not in said  # on a CPU there is one layout
@@ -320,7 +322,7 @@ def test_slices_of_the_devices():
 
 @pytest.mark.slow
 def test_compiling_one_program_is_not_training(tiny, tmp_path, monkeypatch):
-    make, clock, hours = stacked_module.make_stacked_step, time.perf_counter, []
+    make, clock, hours = seed_layout.make_stacked_step, time.perf_counter, []
 
     def slow(*given):
         step, calls = make(*given), []
@@ -333,7 +335,7 @@ def test_compiling_one_program_is_not_training(tiny, tmp_path, monkeypatch):
 
         return first_call_compiles
 
-    monkeypatch.setattr(stacked_module, "make_stacked_step", slow)
+    monkeypatch.setattr(seed_layout, "make_stacked_step", slow)
     monkeypatch.setattr(time, "perf_counter", lambda: clock() + sum(hours))
     results, _ = several(train_seeds, replace(tiny, steps=4), range(2), tmp_path / "x", devices=1, seed_layout="vmap")
     assert hours

@@ -13,7 +13,8 @@ from flax.traverse_util import flatten_dict
 from resnet_jax.models.blocks import Bottleneck
 from resnet_jax.models.layers import SqueezeExcite
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.training.setup import abstract_train_state, init_train_state, make_setup
+from resnet_jax.training.init import abstract_train_state, init_train_state
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 from resnet_jax.training.state import init_variables
 

@@ -22,9 +22,10 @@ from resnet_jax.parallel.sharding import batch_sharding, data_mesh, replicate
 from resnet_jax.recipe import Data
 from resnet_jax.tasks.classification import classification
 from resnet_jax.tasks.losses import cross_entropy
+from resnet_jax.tasks.metric import Display, Metric
+from resnet_jax.tasks.task import select_metrics
 from resnet_jax.training.evaluate import add_sums, compute_all, evaluate_split, make_eval_step
-from resnet_jax.training.setup import select_metrics
-from resnet_jax.training.state import first_state, init_state
+from resnet_jax.training.state import first_state, init_state, update_ema
 from resnet_jax.training.step import eval_step, make_objective, train_step
 
 SCALE = partial(normalize, mean=(0.5,), std=(0.5,))
@@ -53,21 +54,20 @@ def scaled(key, step, batch):
     return batch._replace(image=SCALE(batch.image))
 
 
-def stepper(model, preprocess=scaled, loss=cross_entropy, **options):
+def stepper(model, preprocess=scaled, loss=cross_entropy, frozen=None):
     step = partial(
         train_step,
-        objective=make_objective(model, loss),
+        objective=make_objective(model, loss, frozen),
         optimizer=OPTIMIZER,
         preprocess=preprocess,
         key=jax.random.key(5),
         metrics={"accuracy": METRICS["accuracy"]},
-        **options,
     )
     return jax.jit(step)
 
 
-def correct(status):
-    return int(status.sums["accuracy"]["correct"])
+def correct(sums):
+    return int(sums["accuracy"]["correct"])
 
 
 compiled = cache(stepper)  # once for each network and preprocessing
@@ -87,12 +87,12 @@ def test_a_step_follows_the_gradient_of_the_mean_loss():
         return optax.softmax_cross_entropy_with_integer_labels(logits, data.target).mean()
 
     loss, grads = jax.jit(jax.value_and_grad(mean_loss))(state.params)
-    after, status = take(state, data, model)
+    after, sums = take(state, data, model)
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, grads)
     chex.assert_trees_all_close(after.params, expected, rtol=1e-4, atol=1e-6)
     assert int(after.step) == 1
-    assert int(status.sums["count"]) == 16
-    np.testing.assert_allclose(status.sums["loss"] / 16, loss, rtol=1e-5)
+    assert int(sums["count"]) == 16
+    np.testing.assert_allclose(sums["loss"] / 16, loss, rtol=1e-5)
 
 
 def test_training_lowers_the_loss_and_moves_the_statistics():
@@ -102,8 +102,8 @@ def test_training_lowers_the_loss_and_moves_the_statistics():
     state = initial(model)
     losses, step = [], compiled(model)
     for _ in range(60):
-        state, status = step(state, data)
-        losses.append(float(status.sums["loss"]))
+        state, sums = step(state, data)
+        losses.append(float(sums["loss"]))
     assert losses[-1] < 0.8 * losses[0]
     assert not np.allclose(state.batch_stats["stem"]["norm"]["mean"], 0)
 
@@ -183,6 +183,28 @@ def test_evaluation_does_not_depend_on_batch_size_or_devices(devices, batch_size
     assert values["accuracy"] == (21 - values["errors"]) / 21
 
 
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 7), (8, 9)])
+def test_what_is_kept_of_each_example_comes_in_order_and_without_padding(devices, batch_size):
+    model, data, mesh = network(), batch(21), data_mesh(devices)
+    rows = []
+    metrics = {
+        "kept": Metric(
+            lambda outputs, targets, mask: (outputs, targets),
+            lambda kept: rows.append(kept) or {"kept": None},
+            {"kept": Display()},
+            per_example=True,
+        )
+    }
+    split = open_device_split(from_arrays(np.asarray(data.image), np.asarray(data.target), ("a", "b", "c")), mesh)
+    step = make_eval_step(model, Data(), mesh, metrics)
+    assert evaluate_split(step, metrics, replicate(initial(model), mesh), split, batch_size)["kept"] is None
+    ((logits, labels),) = rows
+    np.testing.assert_array_equal(labels, data.target)
+    state = initial(model)
+    whole = model.apply({"params": state.params, "batch_stats": state.batch_stats}, SCALE(data.image), train=False)
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+
+
 def test_init_is_a_function_of_the_key():
     model = network()
     init = jax.jit(partial(init_state, model=model, optimizer=OPTIMIZER, image_shape=(8, 8, 1)))
@@ -209,9 +231,9 @@ def test_a_loss_with_weights_is_averaged_over_all_weights():
         weights = 1.0 + 2.0 * (targets == 0)
         return cross_entropy(logits, targets) * weights, weights
 
-    after, status = stepper(model, loss=weighted)(initial(model), data)
+    after, sums = stepper(model, loss=weighted)(initial(model), data)
     weights = 1.0 + 2.0 * (np.asarray(data.target) == 0)
-    np.testing.assert_allclose(status.sums["weight"], weights.sum())
+    np.testing.assert_allclose(sums["weight"], weights.sum())
 
     def mean_loss(params):
         variables = {"params": params, "batch_stats": initial(model).batch_stats}
@@ -245,7 +267,7 @@ def ema_after(updates, *, every, warmup, decay=0.9999):
     optimizer = optax.sgd(1.0)
     state = first_state({"params": {"x": jnp.float32(0)}}, optimizer, ema=True)
     step = partial(train_step, objective=objective, optimizer=optimizer, preprocess=lambda key, step, batch: batch)
-    step = partial(step, key=jax.random.key(0), ema_decay=decay, ema_update_every=every, ema_warmup=warmup)
+    step = partial(step, key=jax.random.key(0), update_ema=partial(update_ema, decay=decay, every=every, warmup=warmup))
     step, data = jax.jit(step), Batch(jnp.zeros((4, 1)), jnp.zeros(4), jnp.ones(4, bool))
     for _ in range(updates * every):
         state, _ = step(state, data)
@@ -287,8 +309,8 @@ def test_after_skipped_steps_the_rate_is_that_of_the_step(make):
     for healthy in (False, False, False, True):
         data = Batch(jnp.zeros((4, 1)), jnp.zeros(4), jnp.ones(4, bool))
         state = state if healthy else state.replace(params={"x": jnp.float32(jnp.nan)})
-        state, status = step(state, data)
-        assert int(status.nonfinite) == (not healthy)
+        state, sums = step(state, data)
+        assert int(sums["nonfinite_steps"]) == (not healthy)
         state = state if healthy else state.replace(params=init.params)
     # The gradient is 1, which Adam's first step leaves as it is
     np.testing.assert_allclose(state.params["x"], -0.4, rtol=1e-5)

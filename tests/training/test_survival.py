@@ -19,13 +19,14 @@ from resnet_jax.inference.load_model import load_model
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.inference.source import CheckpointChoice
 from resnet_jax.input_pipeline.sampler import batch_indices
-from resnet_jax.recipe import Augment, Loss
+from resnet_jax.recipe import Augment
 from resnet_jax.run_dir.files import read_metrics
 from resnet_jax.training import loop as loop_module
 from resnet_jax.training import run as run_module
-from resnet_jax.training.fit import fit
-from resnet_jax.training.options import RunOptions
 from resnet_jax.training.state import with_ema_params
+
+# Of two tests, which share what they compile
+AVERAGING = {"on_nonfinite": "skip", "steps": 6, "ema_decay": 0.5}
 
 
 def poison(monkeypatch, *steps):
@@ -43,10 +44,10 @@ def poison(monkeypatch, *steps):
             def nan(state, *rest):
                 params = jax.tree.map(np.asarray, state.params)
                 broken = jax.tree.map(lambda x: jax.device_put(np.full_like(x, np.nan), state.step.sharding), params)
-                after, status = advance(state.replace(params=broken), *rest)
+                after, sums = advance(state.replace(params=broken), *rest)
                 healed = jax.tree.map(lambda x: jax.device_put(x, state.step.sharding), params)
                 assert setup.recipe.on_nonfinite == "stop" or np.isnan(after.params["head"]["bias"]).all()
-                return after.replace(params=healed), status
+                return after.replace(params=healed), sums
 
             return nan, seconds
 
@@ -68,7 +69,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_names_its_examples(tiny, tm
 
 def test_a_step_that_is_not_finite_is_skipped_whole(tiny, tmp_path, monkeypatch):
     """An image of white noise does it no harm; the step counts for the schedule, and nothing else moves."""
-    skipping = replace(tiny, on_nonfinite="skip", steps=6, ema_decay=0.5)
+    skipping = replace(tiny, **AVERAGING)
     plain, _ = quietly(skipping, tmp_path / "plain", stop_at=2)
     poison(monkeypatch, 2)
     result, said = quietly(skipping, tmp_path / "run", stop_at=3, eval_every=3)
@@ -90,7 +91,7 @@ def test_where_every_step_is_skipped_the_run_stops(tiny, tmp_path, monkeypatch):
 
 
 def test_averages_are_measured_beside_and_used_after(tiny, tmp_path):
-    result, said = quietly(replace(tiny, ema_decay=0.9), tmp_path / "run")
+    result, said = quietly(replace(tiny, **AVERAGING), tmp_path / "run")
     line = result.rows[-1]
     assert {"ema/test/loss", "ema/test/accuracy", "ema/test/errors"} <= line.keys()
     assert line["ema/test/loss"] != line["test/loss"]
@@ -169,16 +170,6 @@ def test_a_checkpoint_that_cannot_be_written_is_told_and_the_next_one_is(tiny, t
     assert int(load_run(tmp_path / "run", 1)[1].step) == result.step == 12
 
 
-def test_regression_has_no_accuracy(tiny, tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
-    targets = images.mean((1, 2), dtype=np.float32) / 255
-    recipe, options = replace(tiny, loss=Loss(name="mse")), RunOptions(devices=1)
-    row = fit(recipe, (images, targets), (images, targets), tmp_path / "run", options=options).rows[-1]
-    assert row["test/loss"] < 1
-    assert row["test/mae"] < 1
-    assert not any("accuracy" in name or "errors" in name for name in row)
-
-
 def test_an_evaluation_that_fails_saves_the_state_and_the_row_comes_later(tiny, tmp_path, monkeypatch):
     """A test image is damaged while a run reads it: nothing is lost, and rows stay what they were."""
     whole, _ = quietly(tiny, tmp_path / "whole")
@@ -206,12 +197,12 @@ def test_an_evaluation_that_fails_saves_the_state_and_the_row_comes_later(tiny, 
 
 
 def test_the_best_evaluation_always_has_a_checkpoint(tiny, tmp_path):
-    """Evaluated every 3 steps, saved every 7: none of the first is a step of the second."""
-    result, _ = quietly(replace(tiny, steps=13), tmp_path / "run", eval_every=3, checkpoint_every=7)
+    """Evaluated every 3 steps, saved every 7: but for the last, none of the first is a step of the second."""
+    result, _ = quietly(tiny, tmp_path / "run", eval_every=3, checkpoint_every=7)
     accuracy = {row["step"]: row["test/accuracy"] for row in result.rows}
     setup, state = load_model(tmp_path / "run", checkpoint=CheckpointChoice(best=True), devices=1)
     assert accuracy[int(state.step)] == max(accuracy.values())
-    assert setup.recipe.steps == 13
+    assert setup.recipe == tiny
 
 
 def test_the_time_of_an_interrupted_run_is_complete(tiny, tmp_path):
@@ -249,7 +240,7 @@ def test_a_logger_that_fails_is_reported_once_and_changes_nothing(tiny, tmp_path
         raise ValueError("no connection")
 
     result, said = quietly(tiny, tmp_path / "run", log=(broken, lambda step, row: seen.append((step, row["step"]))))
-    assert said.count("logger broken failed and is left out: ValueError('no connection')") == 1
+    assert said.count("logger broken failed and is not called again: ValueError('no connection')") == 1
     assert seen == [(row["step"], row["step"]) for row in result.rows]
     chex.assert_trees_all_equal(result.state, plain.state)
     assert curve(tmp_path / "run") == curve(tmp_path / "plain")

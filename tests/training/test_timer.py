@@ -12,7 +12,7 @@ from resnet_jax.training.timer import StepTimer
 
 SETUP = SimpleNamespace(
     recipe=Recipe(),
-    dataset=SimpleNamespace(train_size=1000),
+    dataset=SimpleNamespace(train_size=1000, classes=()),
     schedule=lambda step: 0.1,
     task=make_task(Recipe().loss),
 )
