@@ -20,7 +20,7 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.runtime.terminal import printable
 from resnet_jax.training.network import require_resnet
-from resnet_jax.training.setup import Parts, TrainSetup
+from resnet_jax.training.setup import Parts, TrainSetup, network_name
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights.load import Variables
 
@@ -36,7 +36,7 @@ def grad_cam(
         model: a network with a head.
         variables: its parameters and statistics.
         images: (b, h, w, c), normalised; or sequences or video, with their own axes in place of h and w.
-        classes: int (b,); None is the likeliest class of each image.
+        classes: int (b,); None is the most probable class of each image.
         stage: stage of the feature map, from 1; None is the last.
 
     Reference:
@@ -99,17 +99,17 @@ def explain(
     checkpoint: CheckpointChoice = CheckpointChoice(),
     parts: Parts = Parts(),
 ) -> list[Explanation]:
-    """Return where in each image file a run or published weights see a class.
+    """Return the Grad-CAM heat map of a class for each image file, from a run or weights.
 
     Args:
         where: as in `predict`, like `images`, `topk`, `weights`, `checkpoint` and `parts`.
         images: image files.
-        name: name of the class; None is the likeliest class of each image.
+        name: name of the class; None is the most probable class of each image.
         stage: stage whose feature map is used, from 1; None is the last.
         topk: number of classes in each prediction.
-        weights: for a bare weights file.
-        checkpoint: of a run.
-        parts: values that the run was given.
+        weights: model name and preprocessing of a bare weights file.
+        checkpoint: which weights of a run to use.
+        parts: parts that were passed to the run as values.
 
     Raises:
         InputError: As `predict`; or the class or stage is unknown.
@@ -125,7 +125,7 @@ def explain(
     model = require_resnet(setup.model, "explain")
     last = len(model.depths)
     if stage is not None and not 1 <= stage <= last:
-        raise InputError(f"--stage is {stage}; {setup.recipe.model.name} has stages 1 to {last}")
+        raise InputError(f"--stage is {stage}; {network_name(setup)} has stages 1 to {last}")
     pixels = read_images(setup, paths)
     look = jax.jit(partial(_look, setup, model, state, stage), compiler_options=compiler_options())
     cells = np.ceil(np.array(pixels.shape[1:3]) / model.stages()[(stage or last) - 1].total_stride)
@@ -168,10 +168,10 @@ def draw_explanations(found: Sequence[Explanation], path: Path | str) -> None:
     FigureCanvasAgg(figure)
     for (left, right), e in zip(figure.subplots(len(found), 2, squeeze=False), found, strict=True):
         left.imshow(e.pixels.squeeze(-1) if e.pixels.shape[-1] == 1 else e.pixels, cmap="gray", vmin=0, vmax=255)
-        right.imshow(overlaid(e))
+        right.imshow(overlaid(e.pixels, e.heat))
         # A dollar sign is no formula
         how: dict[str, Any] = {"loc": "left", "fontsize": 10, "parse_math": False}
-        left.set_title(printable(e.prediction.image.name), **how)
+        left.set_title(printable(Path(e.prediction.image).name), **how)
         right.set_title(printable(f"{e.name}  {e.prediction.format(e.answer)}"), fontweight="bold", **how)
         for axes in (left, right):
             axes.set_axis_off()
@@ -181,10 +181,10 @@ def draw_explanations(found: Sequence[Explanation], path: Path | str) -> None:
         raise InputError(f"{path}: cannot be written ({error}); name another picture with --out") from error
 
 
-def overlaid(e: Explanation) -> np.ndarray:
-    """Return a grey image under its heat in colour: float32 (h, w, 3), 0 to 1."""
+def overlaid(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Return an image, uint8 (h, w, c), in grey under its heat, (h, w) 0 to 1, in colour: float32 (h, w, 3), 0 to 1."""
     from matplotlib import colormaps
 
-    grey = e.pixels.astype(np.float32).mean(-1, keepdims=True) / 255
-    color, opacity = colormaps["inferno"](e.heat)[..., :3], 0.75 * e.heat[..., None]
+    grey = pixels.astype(np.float32).mean(-1, keepdims=True) / 255
+    color, opacity = colormaps["inferno"](heat)[..., :3], 0.75 * heat[..., None]
     return ((1 - opacity) * grey + opacity * color).astype(np.float32)

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from resnet_jax.checkpoint.checkpoint import Log
 from resnet_jax.recipe import load_recipe
-from resnet_jax.run_dir.files import read_dataset_info, require_given, require_run
+from resnet_jax.run_dir.files import read_dataset_info, read_recipe, require_run
+from resnet_jax.run_dir.given import require_given
 from resnet_jax.runtime.terminal import log_to_stderr
 from resnet_jax.training.restore import restored_state
 from resnet_jax.training.setup import Parts, TrainSetup, make_setup
@@ -25,10 +26,10 @@ def load_run(
     Args:
         run: the run directory.
         devices: number of devices; None is all.
-        best: the checkpoint with the best evaluation instead of the newest.
-        network: name of a network of your own, if the recipe names one; nothing is imported unless you name it.
-        parts: values that the run was given and the state depends on: model, task, optimizer.
-        log: is told of damaged checkpoints.
+        best: use the checkpoint with the best evaluation instead of the newest.
+        network: your own network, `package.module:network`, if the recipe names one; imported only if you name it.
+        parts: parts that were passed to the run as values and that the state depends on: model, task, optimizer.
+        log: called with a line about each damaged checkpoint.
 
     Raises:
         InputError: There is no run or checkpoint, or a part is missing.
@@ -40,5 +41,8 @@ def load_run(
     run = Path(run)
     require_run(run)
     require_given(run, parts.given(), needed=("model", "task", "optimizer"))
-    setup = make_setup(load_recipe(run, network=network), read_dataset_info(run), devices, parts=parts)
+    # The network is opened without its data
+    setup = make_setup(
+        load_recipe(run, network=network, data=read_recipe(run).data.name), read_dataset_info(run), devices, parts=parts
+    )
     return setup, restored_state(setup, run, best=best, log=log)

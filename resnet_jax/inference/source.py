@@ -4,17 +4,20 @@ from dataclasses import dataclass
 
 from resnet_jax.data.image import Preprocessing
 
+# Endings of the files with a row for each image
+TABLES = (".csv", ".jsonl", ".parquet")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointChoice:
-    """Which weights of a run are used; for runs only."""
+    """Checkpoint of a run; for runs only."""
 
     best: bool = False
-    """The checkpoint with the best evaluation instead of the newest."""
+    """Use the checkpoint with the best evaluation instead of the newest."""
     no_ema: bool = False
-    """The trained parameters instead of their EMA, if the recipe keeps one."""
+    """Use the trained parameters instead of their EMA, if the recipe keeps one."""
     network: str | None = None
-    """Network of your own that the run names, `package.module:network`; it is imported only if you name it."""
+    """Your own network, `package.module:network`, if the run uses one; it is imported only if you name it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,7 +98,7 @@ def test_a_file_whose_preprocessing_is_not_known_still_says_its_network(run, tmp
     tensors = {f"model.{name}": tensor for name, tensor in read_tensors(path).items()}
     write_tensors(path, tensors)
     assert main(["evaluate", str(path), "--data", "digits", "--model", "resnet14", "--mean", "0", "--std", "1"]) == 2
-    assert "has no head, and so no classes (names begin with 'model.'); is it of" in capsys.readouterr().err
+    assert "has no head, and so no classes (names begin with 'model.'); is it for" in capsys.readouterr().err
 
 
 def test_the_network_and_the_task_of_a_run_are_in_the_file(tiny, tmp_path, monkeypatch):
@@ -169,12 +169,15 @@ def test_wrong_use(run, tmp_path, capsys):
     weights = bare_copy(weights)
     for words, message in (
         (["convert", str(run), "out.pth", "--to", "timm"], "its name must end in .safetensors"),
-        (["convert", str(weights), "out.safetensors", "--to", "timm"], "which network is it? name it with --model"),
+        (
+            ["convert", str(weights), "out.safetensors", "--to", "timm"],
+            "does not say which network it is; name it with --model",
+        ),
         (["convert", "nowhere", "out.safetensors", "--to", "timm"], "nowhere: no such run or weights"),
-        (["convert", str(weights), "out.safetensors", "--to", "flax", "--model", "resnet20"], "is it of another"),
-        (["evaluate", str(weights), "--model", "resnet8", "--mean", "0", "--std", "1"], "name it with --data"),
+        (["convert", str(weights), "out.safetensors", "--to", "flax", "--model", "resnet20"], "is it for another"),
+        (["evaluate", str(weights), "--model", "resnet8", "--mean", "0", "--std", "1"], "name a data set with --data"),
         (["evaluate", str(weights), "--model", "resnet8", "--data", "digits"], "its preprocessing is not known"),
-        (["evaluate", str(weights), "--data", "digits"], "which network is it?"),
+        (["evaluate", str(weights), "--data", "digits"], "does not say which network"),
         (["evaluate", str(weights), "--model", "resnt8"], "unknown model 'resnt8'; nearest: resnet8"),
         (["evaluate", str(run), "--data", "digits"], "leave --data out"),
         (

@@ -192,7 +192,7 @@ def test_wrong_use_is_one_line_and_exit_code_two(run, capsys):
         (["run", "a.png", "--stage", "3"], "--stage is 3; resnet8 has stages 1 to 2"),
         (["run", "a.png", "--stage", "0"], "--stage is 0; resnet8 has stages 1 to 2"),
         (["run", "a.png", "--topk", "0"], "--topk is 0; it must be positive"),
-        (["run"], "no image is named"),
+        (["run"], "no images given"),
         (["hf:nobody/nothing", "gone.png"], "gone.png: no such image file"),  # before the network is asked
         (["run", "a.png", "--out", "no/x.png"], "no/x.png: cannot be written"),
         (

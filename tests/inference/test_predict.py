@@ -8,7 +8,7 @@ import pytest
 from resnet_jax.errors import InputError
 from resnet_jax.inference.predict import check_files, top_predictions
 from resnet_jax.tasks.classification import classification
-from resnet_jax.training.setup import select_metrics
+from resnet_jax.tasks.task import select_metrics
 
 
 def test_outputs_for_each_pixel_are_no_list_of_classes():

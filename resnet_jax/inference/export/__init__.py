@@ -1,0 +1,1 @@
+"""Export a trained network to ONNX, LiteRT and StableHLO."""

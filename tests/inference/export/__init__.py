@@ -1,0 +1,1 @@
+"""Exports; a package, so that it has a conftest of its own."""
