@@ -6,12 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
-from resnet_jax.cli.parse import Unnamed, named_network, parse, recipe_and
+from resnet_jax.cli.parse import HELP, Unnamed, named, parse, recipe_and
 from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe
+from resnet_jax.recipe.bounds import POSITIVE, require_flag_bounds
 from resnet_jax.recipe.overrides import rescale_times
 from resnet_jax.runtime.terminal import log_to_stderr, show
 from resnet_jax.training.options import default_data_dir
@@ -32,10 +33,10 @@ class DataOptions:
     """Devices to use; None is all."""
     num_threads: int | None = None
     """Threads that read images; None is one per core."""
-    seconds: float = 3.0
+    seconds: Annotated[float, POSITIVE] = 3.0
     """Seconds per stage."""
     json: bool = False
-    """Print JSON for machines."""
+    """Print JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,12 @@ class StepOptions:
     """Devices to use; None is all."""
     num_threads: int | None = None
     """Threads that read images; None is one per core."""
-    seconds: float = 10.0
+    seconds: Annotated[float, POSITIVE] = 10.0
     """Seconds per network; --measured-steps may end it earlier."""
-    measured_steps: int = 100
+    measured_steps: Annotated[int, POSITIVE] = 100
     """Maximum number of measured steps per network; --seconds may end them earlier."""
     json: bool = False
-    """Print JSON for machines."""
+    """Print JSON."""
     csv: Path | None = None
     """CSV file to write, one line per network."""
     profile: Path | None = None
@@ -64,15 +65,15 @@ def bench(words: list[str]) -> int:
     """Measure speed: bench data [RECIPE.py], bench train|eval NETWORK|RECIPE.py|RUN... [--field value ...]"""
     if words and words[0] in ("train", "eval"):
         return bench_step(words[0], words[1:])
-    if not words or words[0] not in ("data", "-h", "--help"):
-        raise InputError("bench: say what to measure: bench data [RECIPE.py], bench train NETWORK, bench eval NETWORK")
+    if not words or words[0] not in ("data", *HELP):
+        raise InputError("bench: name what to measure: bench data [RECIPE.py], bench train NETWORK, bench eval NETWORK")
     return bench_data(words[1:] if words[0] == "data" else words)
 
 
 def bench_data(words: list[str]) -> int:
     """Measure each stage of the data pipeline alone."""
     recipe, options = recipe_and(DataOptions, words, "bench data", bench.__doc__)
-    require_positive(seconds=options.seconds)
+    require_flag_bounds(options)
     from resnet_jax.tools.bench import measure_data
 
     log_to_stderr(f"measuring each stage of {recipe.data.name} for {options.seconds:g} s")
@@ -101,15 +102,18 @@ def bench_step(what: Any, words: list[str]) -> int:
     if {"-h", "--help"} & set(flags):
         parsed(Recipe(), flags, what)
     if not names:
-        raise InputError(f"bench {what}: say of what: a network, a recipe file or a run")
+        raise InputError(f"bench {what}: name a network, a recipe file or a run")
     from resnet_jax.tools.bench import MeasureFor, bench_target, measure_step
 
     # All of them are checked before the first is measured
-    subjects = [vary(bench_target(name, network=named_network(flags)), flags, what) for name in names]
+    subjects = [
+        vary(bench_target(name, network=named(flags, "--model.name"), data=named(flags, "--data.name")), flags, what)
+        for name in names
+    ]
     options = subjects[0][1]
-    require_positive(seconds=options.seconds, measured_steps=options.measured_steps)
+    require_flag_bounds(options)
     if options.csv is not None and not options.csv.absolute().parent.is_dir():
-        raise InputError(f"--csv {options.csv}: there is no such folder; make it first")
+        raise InputError(f"--csv {options.csv}: no such folder; create it first")
     measured = [
         measure_step(
             subject,
@@ -150,13 +154,6 @@ def vary(subject: "BenchTarget", flags: list[str], what: str) -> "tuple[BenchTar
     """Return the target with the flags applied to its recipe, and the options."""
     recipe, options = parsed(subject.recipe, flags, what)
     return subject._replace(recipe=recipe), options
-
-
-def require_positive(**values: float) -> None:
-    """Raise InputError, naming the flag, if a value is not positive."""
-    for name, value in values.items():
-        if value <= 0:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be positive")
 
 
 def as_csv(measured: "list[StepBenchmark]") -> str:

@@ -20,11 +20,11 @@ class ConvertOptions:
     out: Positional[Path]
     """File to write, in the safetensors format."""
     to: Literal["torchvision", "timm", "flax"]
-    """Names and layout of the tensors; flax is that of this library: params/stem/conv/kernel."""
+    """Names and layout of the tensors; flax is this library's own, such as params/stem/conv/kernel."""
     model: str | None = None
-    """Network, if the source does not name it."""
+    """Name of the network, if the source does not say it."""
     cast: bool = False
-    """Round float64 weights to float32; float16 and bfloat16 are read without it."""
+    """Round float64 weights to float32; float16 and bfloat16 need no flag."""
 
 
 def convert(words: list[str]) -> int:

@@ -19,15 +19,20 @@ class DoctorOptions:
     """Folder of the data sets; None is $RESNET_JAX_DATA, or data/."""
     devices: int | None = None
     """Devices to use; None is all."""
+    download: bool = False
+    """Download the data set unless it is there: cifar10, cifar100, imagenette, flowers102 or oxford_iiit_pet."""
     samples: Path = Path("samples.png")
-    """File to write: a picture of augmented training images."""
+    """Picture of augmented training images to write."""
 
 
 def doctor(words: list[str]) -> int:
     """Check devices, data and disk before training: doctor [RECIPE.py] [--field value ...]"""
     recipe, options = recipe_and(DoctorOptions, words, "doctor", doctor.__doc__)
+    from resnet_jax.data.formats.published import fetch
     from resnet_jax.tools.doctor import examine
 
+    if options.download:
+        fetch(recipe.data.name, options.data_dir or default_data_dir(), show)
     findings = examine(
         recipe,
         options.out,

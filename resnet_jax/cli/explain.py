@@ -14,7 +14,7 @@ from resnet_jax.runtime.terminal import show
 
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
-    """Weights, images and class of an explanation."""
+    """Weights, images and class to explain."""
 
     source: Positional[str]
     """Run directory, weights file, hf:OWNER/NAME or published name."""

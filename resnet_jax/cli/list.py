@@ -13,17 +13,19 @@ from resnet_jax.runtime.terminal import show
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from resnet_jax.weights.entries import Entry
+
 
 @dataclass(frozen=True, kw_only=True)
 class ListOptions:
-    """Filter and format of a list."""
+    """What to list."""
 
     word: Positional[str] = ""
     """Show only names that contain this."""
     weights: bool = False
     """Show published weights."""
     markdown: bool = False
-    """Print the networks as the Markdown table of the README."""
+    """Print the networks as the Markdown table of the site."""
 
 
 def list_all(words: list[str]) -> int:
@@ -41,6 +43,7 @@ def list_all(words: list[str]) -> int:
 
 
 def _networks(word: str) -> "Table":
+    from resnet_jax.models.backbone import backbone_of
     from resnet_jax.models.shortcuts import SHORTCUTS
     from resnet_jax.models.summary import published_cost
     from resnet_jax.models.zoo import MODELS
@@ -51,11 +54,12 @@ def _networks(word: str) -> "Table":
     letters = {shortcut: letter for letter, shortcut in SHORTCUTS.items()}
     for name, model in MODELS.items():
         if word in name:
-            depths = " ".join(map(str, model.depths))
+            backbone = backbone_of(model)
+            assert backbone is not None
+            depths = " ".join(map(str, backbone.depths))
+            shortcut = letters.get(backbone.shortcut, backbone.shortcut.__name__)
             numbers = f"{model.num_classes:,}", f"{published_cost(name, model).parameters:,}"
-            table.add_row(
-                name, model.block.__name__, depths, letters.get(model.shortcut, model.shortcut.__name__), *numbers
-            )
+            table.add_row(name, backbone.block.__name__, depths, shortcut, *numbers)
     return table
 
 
@@ -74,12 +78,8 @@ def _markdown(word: str) -> list[str]:
             continue
         cost, best = published_cost(name, model), best_entry(name)
         count = sum(entry.model == name for entry in WEIGHTS.values())
-        top1 = f"{best.top1:.2f}" if best and best.top1 else f"{REPORTED[name]:.2f}" if name in REPORTED else ""
-        where = (
-            f"`{best.tag}` at {best.preprocessing.image_size}" + (f" and {count - 1} more" if count > 1 else "")
-            if best
-            else ""
-        )
+        top1 = best.score if best and best.score else f"{REPORTED[name]:.2f}" if name in REPORTED else ""
+        where = f"`{best.tag}` at {pixels(best)}" + (f" and {count - 1} more" if count > 1 else "") if best else ""
         shape = " x ".join(map(str, model.input_shape))
         lines.append(
             f"| {name} | {cost.parameters:,} | {cost.multiply_adds / 1e9:.3f} G | {shape} | {top1} | {where} |"
@@ -108,7 +108,12 @@ def _weights(word: str) -> "Table":
     for entry in WEIGHTS.values():
         if word in entry.name:
             p = entry.preprocessing
-            top1 = "" if entry.top1 is None else f"{entry.top1:.2f}"
-            numbers = f"{entry.classes:,}", top1, str(p.image_size), f"{p.crop_pct:g}"
+            numbers = f"{entry.classes:,}", entry.score, pixels(entry), f"{p.crop_pct:g}"
             table.add_row(entry.name, entry.source, *numbers, p.interpolation, entry.license)
     return table
+
+
+def pixels(entry: "Entry") -> str:
+    """Return the size of the images of weights, as 224 or 800 x 1344."""
+    size = entry.preprocessing.image_size
+    return " x ".join(map(str, size)) if isinstance(size, tuple) else str(size)

@@ -36,7 +36,7 @@ OTHER_NAMES = {
     "precision": "--model.dtype",
     "random-seed": "--seed",
     "reprob": "--augment.erase-prob",
-    "resume": "--out RUN (a run that is there is resumed)",
+    "resume": "--out RUN (an existing run is resumed)",
     "sched": "--schedule.name",
     "smoothing": "--loss.label-smoothing",
     "warmup-epochs": "--schedule.warmup",

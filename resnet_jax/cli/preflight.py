@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from resnet_jax.cli.parse import recipe_and
 from resnet_jax.cli.tables import plain_table
 from resnet_jax.errors import InputError, MachineError
+from resnet_jax.recipe import Recipe
 from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
@@ -19,14 +20,18 @@ if TYPE_CHECKING:
     from resnet_jax.tools.preflight import Report
 
 
+# Data of a network that is named alone, whose published shape is taken
+_NO_DATA = "synthetic"
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreflightOptions:
-    """TPU slices and program to compile."""
+    """Chips and program to compile for."""
 
     topology: tuple[str, ...] = ()
-    """TPU slices such as v5e:2x4, which need not exist; each takes minutes."""
+    """TPU slices such as v5e:2x4 or GPUs such as h200:8, which need not be present; each takes minutes."""
     grad_accum_steps: int = 1
-    """Microbatches per step, for less memory."""
+    """Microbatches per step, to save memory."""
     param_sharding: Literal["replicated", "sharded"] = "replicated"
     """Sharding of parameters, optimiser state and EMA over the chips."""
     data_dir: Path | None = None
@@ -36,25 +41,34 @@ class PreflightOptions:
     classes: int | None = None
     """Number of classes; None reads the data or, if they are missing, the network."""
     json: bool = False
-    """Print JSON for machines."""
+    """Print JSON."""
 
 
 def preflight(words: list[str]) -> int:
-    """Check whether a step fits a TPU slice: preflight [RECIPE.py] [--field value ...] --topology v5e:2x4"""
-    recipe, options = recipe_and(PreflightOptions, words, "preflight", preflight.__doc__)
+    """Check whether a step fits TPUs or GPUs: preflight NETWORK|RECIPE.py --topology v5e:2x4 h200:8"""
+    from resnet_jax.models.zoo import MODELS
+
+    recipe, options = recipe_and(PreflightOptions, words, "preflight", preflight.__doc__, _recipe_of)
     if not options.topology:
-        raise InputError("preflight: say for which slices: --topology v5e:2x4")
+        raise InputError("preflight: name the chips, --topology v5e:2x4 or h200:8")
     import jax
 
-    # Otherwise jax would look for the TPU that libtpu is for
+    # Otherwise jax would look for the chips that the compilers are for
     jax.config.update("jax_platforms", "cpu")
-    from resnet_jax.tools.preflight import data_of, slice_of
+    from resnet_jax.tools.chips import slice_of
+    from resnet_jax.tools.preflight import data_of
     from resnet_jax.tools.preflight import preflight as compile_for
+    from resnet_jax.tools.topology import no_stderr
+
+    with no_stderr():
+        jax.devices()
 
     # Check all of them before the first one takes minutes
     for topology in options.topology:
         slice_of(topology)
-    dataset, note = data_of(recipe, options.data_dir or default_data_dir(), options.image_size, options.classes)
+    published = MODELS[recipe.model.name].num_classes if words[0] in MODELS and recipe.data.name == _NO_DATA else None
+    classes = options.classes or published
+    dataset, note = data_of(recipe, options.data_dir or default_data_dir(), options.image_size, classes)
     log = (lambda line: None) if options.json else show
     if note:
         log(note)
@@ -76,9 +90,18 @@ def preflight(words: list[str]) -> int:
         side = max(recipe.augment.progressive_sizes, default=None)
         extent = (side, side) if side else dataset.image_shape[:-1]
         pixels = " x ".join(map(str, extent))
-        show(table_of(reports, f"{recipe.model.name}, {recipe.model.dtype}, {pixels} pixels"))
+        gpu = any(slice_of(topology)[0].gpu for topology in options.topology)
+        dtype = "float32 as TF32" if gpu and recipe.model.dtype == "float32" else recipe.model.dtype
+        show(table_of(reports, f"{recipe.model.name}, {dtype}, {pixels} pixels"))
     require_room(reports)
     return 0
+
+
+def _recipe_of(path: Path, network: str | None, data: str | None) -> Recipe:
+    """Return the recipe of a file or run, or one for a network."""
+    from resnet_jax.tools.bench import bench_target
+
+    return bench_target(str(path), network=network, data=data).recipe
 
 
 def require_room(reports: "list[Report]") -> None:
@@ -90,7 +113,7 @@ def require_room(reports: "list[Report]") -> None:
         )
 
 
-def as_json(report: "Report") -> dict:
+def as_json(report: "Report") -> dict[str, Any]:
     """Return all figures of a report, in its units."""
     kinds = {kind: asdict(collective) for kind, collective in report.collectives.items()}
     derived = {"fits": not report.refusal, "images_per_second": report.images_per_second, "bound": report.bound}
@@ -98,7 +121,7 @@ def as_json(report: "Report") -> dict:
 
 
 def table_of(reports: "list[Report]", title: str) -> "Table":
-    """Return a table with a column per slice; figures are per chip or per image."""
+    """Return a table with a column per topology; figures are per chip or per image."""
     table = plain_table(title)
     for report in reports:
         table.add_column(report.topology, justify="right")
@@ -109,7 +132,7 @@ def table_of(reports: "list[Report]", title: str) -> "Table":
     row("images per step, per chip", lambda r: f"{r.batch:,}, {r.batch // r.chips:,}", always=True)
     row(
         "fits",
-        lambda r: "no" if r.refusal else f"yes, {needed(r) / r.memory:.0%} of {r.memory / 2**30:g} GiB",
+        lambda r: "no" if r.refusal else f"yes, {needed(r) / r.memory:.0%} of {r.memory / 2**30:.4g} GiB",
         always=True,
     )
     row("state and batch", lambda r: gib(r.arguments))
@@ -117,8 +140,11 @@ def table_of(reports: "list[Report]", title: str) -> "Table":
     row("code", lambda r: gib(r.code))
     row("FLOPs per image", lambda r: f"{r.flops / 1e9:,.3f} G")
     row("6 x its multiply-adds", lambda r: f"{6 * r.multiply_adds / 1e9:,.3f} G")
-    row("bytes accessed per image", lambda r: f"{r.bytes_accessed / 1e6:,.1f} MB")
-    row("of these in HBM", lambda r: f"{r.memory_traffic / 1e6:,.1f} MB")
+    if any(report.bytes_accessed for report in reports):
+        row("bytes accessed per image", lambda r: f"{r.bytes_accessed / 1e6:,.1f} MB" if r.bytes_accessed else "")
+    row("bytes in HBM per image", lambda r: f"{r.memory_traffic / 1e6:,.1f} MB")
+    for kind in dict.fromkeys(kind for report in reports for kind in report.kernels):
+        row(f"{kind} per step", lambda r, kind=kind: f"{r.kernels.get(kind, 0):,}")  # type: ignore[misc]
     for kind in dict.fromkeys(kind for report in reports for kind in report.collectives):
         row(f"{kind} per step", lambda r, kind=kind: met(r.collectives.get(kind)))  # type: ignore[misc]
     row("of these, asynchronous", lambda r: f"{sum(c.asynchronous for c in r.collectives.values())}")

@@ -28,6 +28,8 @@ class PrepareOptions:
     """Files per split; auto is one per 8,192 images."""
     data_dir: Path | None = None
     """Folder of the data sets; None is $RESNET_JAX_DATA, or data/."""
+    download: bool = False
+    """Download the data set unless it is there: cifar10, cifar100, imagenette, flowers102 or oxford_iiit_pet."""
     num_threads: int | None = None
     """Number of threads; None is one per core. It does not change the files."""
     on_corrupt_image: Literal["fail", "skip"] = "fail"
@@ -40,8 +42,11 @@ class PrepareOptions:
 def prepare(words: list[str]) -> int:
     """Pack a data set for fast reading: prepare SOURCE DEST [--size 256]"""
     options = parse(PrepareOptions, words, prog="resnet-jax prepare", description=prepare.__doc__ or "")
+    from resnet_jax.data.formats.published import fetch
     from resnet_jax.data.prepare import Packing, prepare_data
 
+    if options.download:
+        fetch(options.source, options.data_dir or default_data_dir(), show)
     start = time.perf_counter()
     shards = None if options.shards == "auto" else options.shards
     index = prepare_data(

@@ -14,7 +14,7 @@ class ReportOptions:
     """Runs and contents of a report."""
 
     runs: Positional[tuple[Path, ...]]
-    """Run directories, finished or not; runs that differ only in the seed are averaged."""
+    """Run directories, finished or not; runs that differ only in the seed or the fold are averaged."""
     out: Path | None = None
     """Directory to write; None is RUN/report, or report/ for several runs."""
     curves_only: bool = False
@@ -25,6 +25,8 @@ class ReportOptions:
     """Folder of the data sets; None is that of each run."""
     devices: int | None = None
     """Devices to use; None is all."""
+    network: str | None = None
+    """Your own network, `package.module:network`, if a run uses one; it is imported only if you name it."""
 
 
 def report(words: list[str]) -> int:
@@ -39,6 +41,7 @@ def report(words: list[str]) -> int:
         tensorboard=options.tensorboard,
         data_dir=options.data_dir,
         devices=options.devices,
+        network=options.network,
         log=log_to_stderr,
     )
     for note in made.notes:

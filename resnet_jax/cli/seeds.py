@@ -12,7 +12,7 @@ from resnet_jax.recipe import Recipe
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
-    from resnet_jax.training.loop import TrainResult
+    from resnet_jax.training.run_state import TrainResult
     from resnet_jax.training.stacked import Ended
 
 # A longer range of seeds is a typing error
@@ -42,8 +42,8 @@ def parse_seeds(words: Sequence[str]) -> list[int]:
 def report_seeds(ended: Mapping[int, "Ended"], seeds: Sequence[int], recipe: Recipe, out: Path) -> None:
     """Draw the curves of each seed, print the table, and print how to resume."""
     from resnet_jax.report.curves import draw_curves
-    from resnet_jax.training.loop import TrainResult
-    from resnet_jax.training.seeds import run_of
+    from resnet_jax.training.run_state import TrainResult
+    from resnet_jax.training.seed_groups import run_of
 
     results = {seed: end for seed, end in ended.items() if isinstance(end, TrainResult)}
     for seed, result in results.items():
@@ -55,21 +55,20 @@ def report_seeds(ended: Mapping[int, "Ended"], seeds: Sequence[int], recipe: Rec
     left = [seed for seed in seeds if seed not in results or not has_ended(results[seed])]
     if left:
         again = f"resume with the same command and --out {shlex.quote(str(out))}"
-        show(f"not at the end: {', '.join(f'seed {seed}' for seed in left)}; {again}")
+        show(f"not finished: {', '.join(f'seed {seed}' for seed in left)}; {again}")
 
 
 def has_ended(result: "TrainResult") -> bool:
-    """Return whether a run reached the end of its recipe, or its target."""
-    return result.step == result.steps or result.reached is not None
+    """Return whether a run reached the end of its recipe, or its target, or stopped early."""
+    return result.step == result.steps or result.reached is not None or result.early_stopped is not None
 
 
-def show_seeds(results: Mapping[int, "TrainResult"], out: Path) -> None:
-    """Print the last row of each seed, with mean and standard deviation over the runs that have ended.
+def show_seeds(results: Mapping[int, "TrainResult"], out: Path, what: str = "seed") -> None:
+    """Print the last row of each seed, or fold, with mean and standard deviation over the runs that have ended.
 
     The standard deviation is of the sample. If no run has ended, the runs with the most steps are averaged.
     """
     from resnet_jax.tasks.metrics import display_of
-    from resnet_jax.training.seeds import run_of
 
     last = {seed: result.rows[-1] for seed, result in results.items() if result.rows}
     furthest = max(row["step"] for row in last.values())
@@ -78,7 +77,7 @@ def show_seeds(results: Mapping[int, "TrainResult"], out: Path) -> None:
     # The loss on augmented images says least, and has no column
     keys = [key for key in ended[0] if "/" in key and key != "train/loss" and display_of(_name(key)).shown]
     keys.sort(key=lambda key: (key.startswith("train/"), _name(key) == "loss"))
-    table = plain_table("seed", "step", *map(_title, keys), "training time s")
+    table = plain_table(what, "step", *map(_title, keys), "training time s")
     for seed, row in last.items():
         cells = (_format(key, [row.get(key)]) for key in (*keys, "train_seconds"))
         table.add_row(str(seed), f"{row['step']} of {results[seed].steps}", *cells)
@@ -86,7 +85,7 @@ def show_seeds(results: Mapping[int, "TrainResult"], out: Path) -> None:
     means = (_format(key, [row.get(key) for row in ended]) for key in (*keys, "train_seconds"))
     table.add_row(f"n = {len(ended)}", "mean ± std", *means)
     show(table)
-    show(f"runs: {', '.join(str(run_of(out, seed)) for seed in results)}")
+    show(f"runs: {', '.join(str(out / f'{what}{number}') for number in results)}")
 
 
 def _name(key: str) -> str:

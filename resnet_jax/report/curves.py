@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from resnet_jax.errors import InputError
 from resnet_jax.runtime.safe_files import write_atomic
 from resnet_jax.runtime.terminal import printable
+from resnet_jax.tasks.metric import Display
 from resnet_jax.tasks.metrics import display_of
 
 if TYPE_CHECKING:
@@ -110,14 +112,18 @@ class Quantity(NamedTuple):
     """Value -> what is drawn."""
 
 
-def quantity_of(name: str) -> Quantity:
+def quantity_of(name: str, known: Mapping[str, Display] = MappingProxyType({})) -> Quantity:
     """Return how a metric value is drawn: as an error in percent if it has one, in percent, or as it is.
+
+    Args:
+        name: of the value.
+        known: how the values of a task are shown.
 
     Example:
         >>> quantity_of("accuracy").unit
         'error (%)'
     """
-    how = display_of(name)
+    how = display_of(name, known)
     if how.percent and how.complement:
         return Quantity(name, how.complement.capitalize(), f"{how.complement} (%)", lambda x: 100 * (1 - x))
     words = name.replace("_", " ")
@@ -126,15 +132,19 @@ def quantity_of(name: str) -> Quantity:
     return Quantity(name, words.capitalize(), words, np.asarray)
 
 
-def values_in(row: Mapping[str, Any]) -> list[str]:
+def values_in(row: Mapping[str, Any], known: Mapping[str, Display] = MappingProxyType({})) -> list[str]:
     """Return the names of the values of the evaluation split in a row that are shown, the loss first.
+
+    Args:
+        row: of metrics.jsonl.
+        known: how the values of a task are shown.
 
     Example:
         >>> values_in({"step": 1, "train/loss": 1.0, "test/accuracy": 0.5, "test/loss": 1.0, "test/count": 10})
         ['loss', 'accuracy']
     """
     keys = [key for key in row if "/" in key and not key.startswith(("train/", "ema/"))]
-    names = [name for name in (key.partition("/")[2] for key in keys) if display_of(name).shown]
+    names = [name for name in (key.partition("/")[2] for key in keys) if display_of(name, known).shown]
     return sorted(dict.fromkeys(names), key=lambda name: name != "loss")
 
 

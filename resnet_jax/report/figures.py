@@ -1,7 +1,4 @@
-"""The pictures of a report, as PNG and as SVG that follows the light or dark mode of its reader.
-
-A recipe has the same colour in all of them.
-"""
+"""The pictures of a report, and their PNG. A recipe has the same colour in all of them."""
 
 import io
 import re
@@ -12,19 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.report.curves import (
-    INK,
-    MUTED,
-    Curve,
-    as_written,
-    draw_panel,
-    plain_log_scale,
-    quantity_of,
-    values_in,
-)
+from resnet_jax.report.curves import INK, MUTED, Curve, as_written, draw_panel, plain_log_scale, quantity_of, values_in
 from resnet_jax.report.predictions import Predictions, confusion
 from resnet_jax.report.results import aggregate, final_value, headline, series_of
-from resnet_jax.report.runs import RecipeGroup
+from resnet_jax.report.runs import RecipeGroup, display_of_runs
 from resnet_jax.tasks.metrics import display_of
 
 if TYPE_CHECKING:
@@ -46,7 +34,6 @@ MARKERS = ("o", "s", "^", "D", "v")
 NAMED = 20
 # Maximum number of classes whose confusion matrix is drawn
 DRAWN = 200
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 # Inches
 _SIZE = (5.4, 3.5)
 # Inches, for three panels side by side
@@ -62,6 +49,8 @@ class Picture(NamedTuple):
     name: str  # stem of its file
     alt: str  # alternative text
     draw: Callable[[bool], "Figure"]  # (whether to draw a legend) -> figure
+    curves: Sequence[Curve] = ()  # whose values the page shows at the pointer
+    x: str = "epoch"  # name of their x axis
 
 
 class Panel(NamedTuple):
@@ -83,11 +72,14 @@ def _percent(share: np.ndarray) -> np.ndarray:
 
 def quality_panels(groups: Sequence[RecipeGroup]) -> list[Panel]:
     """Return a panel per metric value of any run; losses and errors on a logarithmic scale."""
-    names = dict.fromkeys(name for group in groups for run in group.counted for name in values_in(run.rows[-1]))
+    runs = [run for group in groups for run in group.counted]
+    display = display_of_runs(runs)
+    names = dict.fromkeys(name for run in runs for name in values_in(run.rows[-1], display))
     panels = []
-    for quantity in map(quantity_of, names):
-        name = display_of(quantity.name).complement or quantity.name
-        top = None if quantity.name == "loss" or display_of(quantity.name).complement else 0.0
+    for quantity in (quantity_of(name, display) for name in names):
+        complement = display_of(quantity.name, display).complement
+        name = complement or quantity.name
+        top = None if quantity.name == "loss" or complement else 0.0
         held, train = f"SPLIT/{quantity.name}", f"train/{quantity.name}"
         file = re.sub(r"[^\w.-]+", "-", name)
         panels.append(Panel(file, quantity.title, quantity.unit, held, train, quantity.transform, top, _SIZE))
@@ -146,12 +138,12 @@ def pictures(panels: Sequence[Panel], variants: Sequence[RecipeGroup]) -> list[P
             when = "epoch" if in_epochs(variants) else "step"
             lasts = "; ".join(f"{c.label} ends at {c.mean[-1]:.4g}" for c in curves)
             alt = f"{panel.title} by {when}: {lasts}."
-            found.append(Picture(panel.name, alt, partial(_draw_panel, panel, curves, when)))
+            found.append(Picture(panel.name, alt, partial(_draw_panel, panel, curves, when), curves, when))
     return found
 
 
 def _draw_panel(panel: Panel, curves: Sequence[Curve], when: str, legend: bool) -> "Figure":
-    figure, axes = _figure(panel.size)
+    figure, axes = new_figure(panel.size)
     draw_panel(axes, curves, title=panel.title, y=panel.y, x=when)
     if panel.top is None:
         plain_log_scale(axes, curves)
@@ -172,7 +164,7 @@ def final_picture(groups: Sequence[RecipeGroup]) -> Picture | None:
     values = {headline(group).rpartition("/")[2] for _, group, _ in known}
     if len(known) < 2 or len(values) > 1:
         return None
-    quantity = quantity_of(values.pop())
+    quantity = quantity_of(values.pop(), display_of_runs([run for group in groups for run in group.runs]))
     rows = [(place, g.label, [float(x) for x in quantity.transform(np.array(e.values))]) for place, g, e in known]
     what = f"final {quantity.unit}"
     alt = f"The {what} of each run: " + "; ".join(f"{n} {', '.join(f'{x:.4g}' for x in xs)}" for _, n, xs in rows)
@@ -180,7 +172,7 @@ def final_picture(groups: Sequence[RecipeGroup]) -> Picture | None:
 
 
 def _draw_final(rows: list[tuple[int, str, list[float]]], what: str, legend: bool) -> "Figure":
-    figure, axes = _figure((_SIZE[0], 0.8 + 0.5 * len(rows)))
+    figure, axes = new_figure((_SIZE[0], 0.8 + 0.5 * len(rows)))
     for row, (place, name, values) in enumerate(rows):
         how: dict[str, Any] = {"color": color_of(place), "clip_on": False}
         axes.plot([np.mean(values)] * 2, [row - 0.18, row + 0.18], lw=2, **how)
@@ -261,7 +253,8 @@ def _rgb(color: str) -> tuple[float, ...]:
     return tuple(int(color[place : place + 2], 16) / 255 for place in (1, 3, 5))
 
 
-def _figure(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+def new_figure(size: tuple[float, float]) -> "tuple[Figure, Axes]":
+    """Return a figure of a size in inches without a window, and its axes."""
     figure, (axes,) = _figures(size, 1, 1)
     return figure, axes
 
@@ -276,27 +269,18 @@ def _figures(size: tuple[float, float], rows: int, columns: int) -> "tuple[Figur
 
 def as_png(picture: Picture) -> bytes:
     """Return a picture as PNG with a legend, on white."""
-    return _saved(picture.draw(True), format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
+    return saved(picture.draw(True), format="png", dpi=_DPI, facecolor="white", metadata={"Software": None})
 
 
-def as_svg(picture: Picture) -> str:
-    """Return a picture as SVG without a legend: transparent, in the reader's fonts and colour scheme."""
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    text = _saved(picture.draw(False), format="svg", transparent=True, metadata=nothing).decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"font-family: [^;\"]*", f"font-family: {_FONT}", text)
-    for number, (light, _) in enumerate(DARK.items()):
-        text = text.replace(light, f"var(--c{number})")
-    light, dark = (" ".join(f"--c{n}: {c};" for n, c in enumerate(colors)) for colors in (DARK, DARK.values()))
-    style = f":root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }} "
-    return text.replace('<style type="text/css">', f'<style type="text/css">{style}', 1)
-
-
-def _saved(figure: "Figure", **options: Any) -> bytes:
+def saved(figure: "Figure", *, salt: str = "", **options: Any) -> bytes:
+    """Return a figure as a file; pictures of different salts have different ids in SVG."""
     import matplotlib
 
     file = io.BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "resnet-jax"}), warnings.catch_warnings():
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": f"resnet-jax {salt}"}),
+        warnings.catch_warnings(),
+    ):
         # Class names in other scripts
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         figure.savefig(file, **options)

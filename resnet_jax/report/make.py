@@ -9,12 +9,17 @@ from typing import NamedTuple
 
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.loading import DataLoading
+from resnet_jax.report.boxes import BoxPredictions
+from resnet_jax.report.boxes_page import precision_pictures, worst_boxes_png
+from resnet_jax.report.calibration import calibration_picture
+from resnet_jax.report.dense import MaskPredictions
+from resnet_jax.report.dense_page import worst_png
 from resnet_jax.report.events import event_files
 from resnet_jax.report.figures import SPEED, as_png, confusion_picture, final_picture, pictures, quality_panels
 from resnet_jax.report.page import GENERATOR, Contents, make_page
-from resnet_jax.report.predictions import Predictions, collect_predictions, mistakes
+from resnet_jax.report.predictions import Collected, Predictions, collect_predictions, mistakes
 from resnet_jax.report.runs import RecipeGroup, group_runs, notes_on, read_runs
-from resnet_jax.report.sheet import can_show, draw_sheet
+from resnet_jax.report.sheet import as_pixels, draw_sheet
 from resnet_jax.runtime.safe_files import write_atomic
 
 PAGE = "index.html"
@@ -36,25 +41,27 @@ def make_report(
     tensorboard: bool = False,
     data_dir: Path | str | None = None,
     devices: int | None = None,
+    network: str | None = None,
     loading: DataLoading = DataLoading(),
     log: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Write one self-contained page about runs, and its pictures as PNG.
+    """Write a self-contained HTML page about runs, and its pictures as PNG.
 
-    A run that cannot be evaluated, because data or checkpoint are missing, is left out, and a note says why.
+    A run that cannot be evaluated, because its data or checkpoint is missing, is left out with a note that says why.
 
     Args:
-        runs: run directories, finished or not; runs that differ only in the seed are averaged.
+        runs: run directories, finished or not; runs that differ only in the seed or the fold are averaged.
         out: directory to write; None is RUN/report, or report/ for several runs.
         answers: whether to evaluate the networks, for confusion matrix and mistakes.
-        tensorboard: whether to write event files too, in OUT/tensorboard.
+        tensorboard: whether to also write event files, in OUT/tensorboard.
         data_dir: folder of the data sets; None is that of each run.
         devices: number of devices; None is all.
+        network: your own network, `package.module:network`, if a recipe names one; imported only if you name it.
         loading: how data reaches the devices.
         log: called with a line before each slow part.
 
     Raises:
-        InputError: A directory is not a run, no run has metrics, or `out` holds something else. Nothing was written.
+        InputError: A directory is not a run, no run has metrics, or `out` is not a report. Nothing was written.
 
     Example:
         >>> from resnet_jax import make_report
@@ -64,34 +71,37 @@ def make_report(
     paths = [Path(run) for run in runs]
     read = read_runs(paths)
     if not any(run.rows for run in read):
-        raise InputError(f"{', '.join(run.name for run in read)}: no metrics yet; a report needs an epoch or more")
+        raise InputError(f"{', '.join(run.name for run in read)}: no metrics yet; a report needs at least one epoch")
     out = Path(out) if out else (read[0].path / "report" if len(read) == 1 else Path("report"))
     require_free(out)
     events = event_files(read) if tensorboard else {}
     variants = group_runs(read)
     notes = notes_on(paths, variants)
-    found: list[Predictions | None] = []
-    for variant in variants:
-        if answers:
-            log(f"evaluating {variant.label} on its {variant.split} split")
-        one, why = (
-            collect_predictions(variant, data_dir=data_dir, devices=devices, loading=loading) if answers else (None, [])
-        )
+    found: list[Collected | None] = []
+    for variant in variants if answers else ():
+        log(f"evaluating {variant.label} on its {variant.split} split")
+        one, why = collect_predictions(variant, data_dir=data_dir, devices=devices, network=network, loading=loading)
         found.append(one)
         notes += why
+    found = found or [None] * len(variants)
     pngs = png_files(variants, found)
     page = make_page(Contents(variants, found, notes, tuple(pngs)))
     write_all(out, {**pngs, **events, PAGE: page})
     return Report(out / PAGE, variants, notes)
 
 
-def png_files(variants: Sequence[RecipeGroup], answers: Sequence[Predictions | None]) -> dict[str, bytes]:
+def png_files(variants: Sequence[RecipeGroup], answers: Sequence[Collected | None]) -> dict[str, bytes]:
     """Return the pictures by file name."""
-    known = [(variant.label, one) for variant, one in zip(variants, answers, strict=True) if one is not None]
+    known = [(v.label, one) for v, one in zip(variants, answers, strict=True) if isinstance(one, Predictions)]
     some = [*pictures((*quality_panels(variants), *SPEED), variants), final_picture(variants), confusion_picture(known)]
+    boxes = [one for one in answers if isinstance(one, BoxPredictions)]
+    some += [picture for place, one in enumerate(boxes, 1) for picture in precision_pictures(one, place)]
+    some += [calibration_picture(one, place) for place, (_, one) in enumerate(known, 1)]
     files = {f"{picture.name}.png": as_png(picture) for picture in some if picture is not None}
     sheet = mistakes_png([one for _, one in known])
-    return files | ({"mistakes.png": sheet} if sheet else {})
+    sheets = [worst_png(one) for one in answers if isinstance(one, MaskPredictions)] + list(map(worst_boxes_png, boxes))
+    worst = {f"worst-{place}.png" if place > 1 else "worst.png": png for place, png in enumerate(sheets, 1) if png}
+    return files | ({"mistakes.png": sheet} if sheet else {}) | worst
 
 
 def mistakes_png(answers: Sequence[Predictions]) -> bytes | None:
@@ -100,8 +110,8 @@ def mistakes_png(answers: Sequence[Predictions]) -> bytes | None:
     for one in answers:
         classes = one.source.classes
         for wrong in mistakes(one):
-            image = one.source.read(wrong.place).image
-            if can_show(image):
+            image = as_pixels(one.source.read(wrong.place).image, one.sample_rate)
+            if image is not None:
                 images.append(image)
                 captions.append(f"{classes[wrong.answer]}\ntrue {classes[wrong.label]}")
     if not images:
@@ -118,7 +128,7 @@ def require_free(out: Path) -> None:
     if not out.is_dir():
         raise InputError(f"{out}: is a file; choose another --out")
     if f'content="{GENERATOR}"' not in _head_of(out) and any(out.iterdir()):
-        raise InputError(f"{out}: holds something else than a report; choose another --out")
+        raise InputError(f"{out}: exists and is not a report; choose another --out")
 
 
 def _head_of(out: Path) -> str:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 from xml.etree.ElementTree import Element, tostring
 
-from resnet_jax.report.figures import Picture, as_svg
-
 Child: TypeAlias = "Element | str | Iterable[Child] | None"
 
 
@@ -32,12 +30,21 @@ def _append(element: Element, child: Child) -> None:
 
 
 def table(
-    head: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: str | None = None, class_: str = ""
+    head: Sequence[Child],
+    rows: Iterable[Sequence[Child]],
+    *,
+    foot: Sequence[Child] | None = None,
+    caption: str | None = None,
+    class_: str = "",
 ) -> Element:
-    """Return a table below its caption; the first cell of each row is its heading."""
-    body = [node("tr", node("th", row[0], scope="row"), [node("td", cell) for cell in row[1:]]) for row in rows]
+    """Return a table below its caption; the first cell of each row is its heading, and `foot` is its last row."""
     titles = node("thead", node("tr", [node("th", cell, scope="col") for cell in head]))
-    return scrolled(node("table", titles, node("tbody", body)), caption=caption, class_=class_)
+    total = node("tfoot", _row(foot)) if foot else None
+    return scrolled(node("table", titles, node("tbody", map(_row, rows)), total), caption=caption, class_=class_)
+
+
+def _row(cells: Sequence[Child]) -> Element:
+    return node("tr", node("th", cells[0], scope="row"), [node("td", cell) for cell in cells[1:]])
 
 
 def scrolled(whole: Element, *, caption: str | None = None, class_: str = "") -> Element:
@@ -50,11 +57,6 @@ def scrolled(whole: Element, *, caption: str | None = None, class_: str = "") ->
 def data_uri(content: bytes, kind: str) -> str:
     """Return a data URI, which embeds a resource in the page; `kind` is its MIME type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def shown(picture: Picture) -> Element:
-    """Return a picture as SVG embedded in the page."""
-    return node("img", src=data_uri(as_svg(picture).encode(), "image/svg+xml"), alt=picture.alt)
 
 
 def render(page: Element) -> bytes:

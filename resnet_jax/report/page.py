@@ -1,28 +1,36 @@
 """The page of a report: a pure function of what was read and measured."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
+from resnet_jax.report.boxes import BoxPredictions
+from resnet_jax.report.boxes_page import boxed
 from resnet_jax.report.confusion_page import answered
+from resnet_jax.report.dense import MaskPredictions
+from resnet_jax.report.dense_page import segmented
 from resnet_jax.report.environment import commands, environments
 from resnet_jax.report.figures import SPEED, Picture, pictures, quality_panels
-from resnet_jax.report.nodes import Child, node, render, shown, table
-from resnet_jax.report.predictions import Predictions
+from resnet_jax.report.nodes import Child, node, render, table
+from resnet_jax.report.predictions import Collected
 from resnet_jax.report.results import keeps_ema
 from resnet_jax.report.runs import RecipeGroup, differing_fields, format_value, recipe_fields
+from resnet_jax.report.svg import as_svg, palette_css
 from resnet_jax.report.tables import each_run, headline_card, held_of, named, results, times
+from resnet_jax.version import __version__
 
 GENERATOR = "resnet-jax report"
+_POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; script-src '{}'"
 
 
 class Contents(NamedTuple):
     """The contents of a page."""
 
     variants: Sequence[RecipeGroup]
-    answers: Sequence[Predictions | None]  # one per variant
+    answers: Sequence[Collected | None]  # one per variant
     notes: Sequence[str]
     pictures: Sequence[str] = ()  # names of the files beside the page
 
@@ -30,35 +38,47 @@ class Contents(NamedTuple):
 def make_page(contents: Contents) -> bytes:
     """Return the whole self-contained page, in UTF-8."""
     variants, title = contents.variants, title_of(contents.variants)
+    script = Path(__file__).with_name("script.js").read_text()
+    allowed = f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
     several = len(variants) > 1
     head = node(
         "head",
         node("meta", charset="utf-8"),
+        # No network, and no script but that of the page
+        node("meta", http_equiv="Content-Security-Policy", content=_POLICY.format(allowed)),
         node("meta", name="viewport", content="width=device-width, initial-scale=1"),
         node("meta", name="generator", content=GENERATOR),
         node("meta", name="pictures", content=" ".join(contents.pictures)),
         node("meta", name="color-scheme", content="light dark"),
         node("title", title),
         node("link", rel="icon", href="data:,"),
-        node("style", Path(__file__).with_name("style.css").read_text()),
+        node("style", palette_css(), Path(__file__).with_name("style.css").read_text()),
     )
     main = node(
         "main",
         None if several else headline_card(variants[0]),
         node("ul", [node("li", note) for note in contents.notes], class_="notes") if contents.notes else None,
-        results(variants),
         differences(variants) if several else None,
+        results(variants),
         curves(variants),
-        [answered(v, a, several=several) for v, a in zip(variants, contents.answers, strict=True)],
+        [predicted(v, a, several=several) for v, a in zip(variants, contents.answers, strict=True)],
         schedule_and_speed(variants),
         recipes(variants),
         each_run(variants) if sum(len(variant.runs) for variant in variants) > 1 else None,
         surroundings(variants),
     )
     header = node("header", node("h1", title), node("p", size_of(variants), class_="muted"))
-    version = metadata.version("resnet-jax")
-    footer = node("footer", f"Made by resnet-jax {version}. The pictures lie beside this page as PNG.")
-    return render(node("html", head, node("body", header, main, footer), lang="en"))
+    footer = node("footer", f"Made by resnet-jax {__version__}. The pictures are also saved as PNG beside this page.")
+    return render(node("html", head, node("body", header, main, footer, node("script", script)), lang="en"))
+
+
+def predicted(variant: RecipeGroup, answers: Collected | None, *, several: bool) -> list[Child]:
+    """Return the section with the predictions of a recipe, of images, their pixels or boxes in them."""
+    if isinstance(answers, MaskPredictions):
+        return segmented(variant, answers, several=several)
+    if isinstance(answers, BoxPredictions):
+        return boxed(variant, answers, several=several)
+    return answered(variant, answers, several=several)
 
 
 def title_of(variants: Sequence[RecipeGroup]) -> str:
@@ -91,7 +111,7 @@ def differences(variants: Sequence[RecipeGroup]) -> list[Child]:
 def panels(some: Sequence[Picture]) -> Element:
     """Return pictures side by side."""
     class_ = "panels three" if len(some) == 3 else "panels"
-    return node("div", [node("figure", shown(picture)) for picture in some], class_=class_)
+    return node("div", [node("figure", as_svg(picture)) for picture in some], class_=class_)
 
 
 def curves(variants: Sequence[RecipeGroup]) -> list[Child]:
@@ -100,8 +120,8 @@ def curves(variants: Sequence[RecipeGroup]) -> list[Child]:
     if not some:
         return []
     text = (
-        f"Solid: the whole {held_of(variants)} split. Dashed: training images as they were augmented, with the loss"
-        " that is minimised, averaged since the previous row of metrics. A value of 0 lies below these scales."
+        f"Solid: the whole {held_of(variants)} split. Dashed: augmented training images, with the loss"
+        " that is minimised, averaged since the previous row of metrics. Zero cannot be shown on a log scale."
     )
     if any(map(keeps_ema, variants)):
         text += " For runs with an EMA, solid is the EMA."

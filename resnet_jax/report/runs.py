@@ -1,25 +1,33 @@
 """Read runs for a report, without their data and checkpoints, and group them by recipe.
 
-Runs on the same data whose recipes differ only in the seed are a group.
+Runs on the same data whose recipes differ only in the seed or the fold are a group.
 """
 
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from resnet_jax.errors import InputError
 from resnet_jax.recipe import Recipe, fields_of, total_steps
+from resnet_jax.recipe.bounds import parse_fold
 from resnet_jax.run_dir.environment import read_environments
-from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info, read_given, read_metrics, read_recipe
+from resnet_jax.run_dir.files import DatasetInfo, read_dataset_info, read_metrics, read_recipe
+from resnet_jax.run_dir.given import read_given
 from resnet_jax.tasks.make import make_task
-from resnet_jax.tasks.task import Task
+from resnet_jax.tasks.metric import Display
+from resnet_jax.tasks.task import TaskFacts
 from resnet_jax.training.sources import eval_split
 
 # Maximum number of fields in the label of a group
 _LABELLED = 3
+# The value of a recipe field that a part given as a value stands for
+_STOOD_FOR = "-"
+# Fields that count even if the optimiser or model is given as a value
+_KEPT = ("optimizer.lr", "optimizer.freeze", "model.pretrained")
 
 
 class Run(NamedTuple):
@@ -31,12 +39,12 @@ class Run(NamedTuple):
     dataset: DatasetInfo
     rows: tuple[dict[str, Any], ...]  # from metrics.jsonl
     starts: tuple[dict[str, Any], ...]  # from environment.json, oldest first
-    given: tuple[str, ...] = ()  # parts that were given as values instead of being named in the recipe
+    given: Mapping[str, Any] = MappingProxyType({})  # parts that were given as values, as `read_given` returns them
 
     @property
     def network(self) -> str:
-        """The name of the network."""
-        return "a model given as a value" if "model" in self.given else self.recipe.model.name
+        """The name of the network: that of its class if it was given as a value."""
+        return self.given.get("model", self.recipe.model.name)
 
     @property
     def split(self) -> str:
@@ -49,9 +57,9 @@ class Run(NamedTuple):
         return total_steps(self.recipe, self.dataset.train_size)
 
     @property
-    def task(self) -> Task:
-        """The task of the recipe's loss."""
-        return make_task(self.recipe.loss)
+    def task(self) -> TaskFacts:
+        """What is known of the task that was given as a value, or of that of the recipe's loss."""
+        return self.given.get("task") or make_task(self.recipe.loss).facts
 
     @property
     def finished(self) -> bool:
@@ -59,7 +67,7 @@ class Run(NamedTuple):
 
 
 class RecipeGroup(NamedTuple):
-    """Runs that differ only in the seed, sorted by it."""
+    """Runs that differ only in the seed or the fold, sorted by these."""
 
     label: str  # names the fields in which it differs from other groups
     runs: tuple[Run, ...]
@@ -106,30 +114,54 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def group_runs(runs: Sequence[Run]) -> list[RecipeGroup]:
-    """Return the runs grouped by recipe, regardless of seed, in the order in which they are given."""
+    """Return the runs grouped by recipe, regardless of seed and fold, in the order in which they are given."""
     found: dict[Any, list[Run]] = {}
     for run in runs:
-        data = run.dataset
-        recipe = dataclasses.replace(run.recipe, seed=0)
-        key = recipe, run.given, data.classes, data.image_shape, data.train_size
+        data, folds = run.dataset, _folds(run.recipe)
+        recipe = dataclasses.replace(run.recipe, seed=0, data=dataclasses.replace(run.recipe.data, fold=folds))
+        # Folds differ by an image or a group
+        key = recipe, repr(dict(run.given)), data.classes, data.image_shape, 0 if folds else data.train_size
         found.setdefault(key, []).append(run)
-    ordered = [tuple(sorted(some, key=lambda run: run.recipe.seed)) for some in found.values()]
+    ordered = [tuple(sorted(some, key=lambda run: (run.recipe.seed, _fold(run.recipe)))) for some in found.values()]
     return [
         RecipeGroup(label, some) for label, some in zip(_labels([some[0] for some in ordered]), ordered, strict=True)
     ]
 
 
+def _folds(recipe: Recipe) -> str | None:
+    """Return the number of folds in words, None if there are none."""
+    return recipe.data.fold and f"{parse_fold(recipe.data.fold)[1]} folds"
+
+
+def _fold(recipe: Recipe) -> int:
+    return parse_fold(recipe.data.fold)[0] if recipe.data.fold else 0
+
+
 def recipe_fields(run: Run) -> dict[str, Any]:
-    """Return all recipe fields except the seed, by dotted name, and the facts about the data."""
-    fields = dict(fields_of(run.recipe))
-    del fields["seed"]
+    """Return all recipe fields except the seed and the fold, by dotted name, and the facts about the data."""
+    fields = {name: _replaced(name, value, run.given) for name, value in fields_of(run.recipe) if name != "seed"}
     return fields | {
-        "model.name": run.network,
-        "given as values": run.given,
+        "data.fold": _folds(run.recipe),
+        "transform": run.given.get("transform"),
         "classes": len(run.dataset.classes),
         "image": " x ".join(map(str, run.dataset.image_shape)),
         "training images": run.dataset.train_size,
     }
+
+
+def _replaced(field: str, value: Any, given: Mapping[str, Any]) -> Any:
+    """Return the value of a recipe field, or what a report says of one that a part given as a value stands for."""
+    part, _, name = field.partition(".")
+    part = "task" if part == "loss" else part
+    if part not in given or field in _KEPT:
+        return value
+    what = f"monitors {given[part].monitor}" if part == "task" else given[part]
+    return f"{what}, passed as a value" if name == "name" else _STOOD_FOR
+
+
+def display_of_runs(runs: Iterable[Run]) -> dict[str, Display]:
+    """Return how the metric values of runs are shown, by name."""
+    return {name: how for run in runs for name, how in run.task.display.items()}
 
 
 def differing_fields(variants: Sequence[RecipeGroup]) -> list[str]:
@@ -138,7 +170,7 @@ def differing_fields(variants: Sequence[RecipeGroup]) -> list[str]:
 
 
 def _differing(fields: Sequence[dict[str, Any]]) -> list[str]:
-    return [name for name in fields[0] if any(other[name] != fields[0][name] for other in fields)]
+    return [name for name in fields[0] if len({one[name] for one in fields} - {_STOOD_FOR}) > 1]
 
 
 def format_value(value: Any) -> str:
@@ -184,7 +216,7 @@ def notes_on(paths: Sequence[Path], variants: Sequence[RecipeGroup]) -> list[str
     runs = [run for variant in variants for run in variant.runs]
     notes = []
     if len(paths) > len(runs):
-        notes.append("A run that is named twice is counted once.")
+        notes.append("A run named twice is counted once.")
     for run in runs:
         if not run.rows:
             notes.append(f"{run.name} has no metrics yet.")

@@ -6,11 +6,12 @@ from xml.etree.ElementTree import Element
 
 from resnet_jax.report.curves import values_in
 from resnet_jax.report.environment import hardware
-from resnet_jax.report.figures import DARK, color_of, final_picture, marker_of
-from resnet_jax.report.nodes import Child, node, shown, table
+from resnet_jax.report.figures import COLORS, final_picture, marker_of
+from resnet_jax.report.nodes import Child, node, table
 from resnet_jax.report.results import Quantity, aggregate, final_value, headline, keeps_ema, median_of
-from resnet_jax.report.runs import RecipeGroup, Run
+from resnet_jax.report.runs import RecipeGroup, Run, display_of_runs
 from resnet_jax.report.statistics import MeanStd, mean_and_std
+from resnet_jax.report.svg import as_svg
 from resnet_jax.tasks.metrics import display_of
 
 # Symbols of matplotlib's markers
@@ -47,14 +48,15 @@ class Column(NamedTuple):
     write: Callable[[MeanStd], str]
 
 
-def _writer(name: str) -> Callable[[MeanStd], str]:
-    how = display_of(name)
+def _writer(name: str, runs: Sequence[Run]) -> Callable[[MeanStd], str]:
+    how = display_of(name, display_of_runs(runs))
     return percent if how.percent else lambda value: value.format(how.digits)
 
 
 def value_columns(runs: Sequence[Run]) -> list[Column]:
     """Return a column per metric value of any run: evaluated, of the EMA, and on training images."""
-    names = list(dict.fromkeys(name for run in runs if run.rows for name in values_in(run.rows[-1])))
+    display = display_of_runs(runs)
+    names = list(dict.fromkeys(name for run in runs if run.rows for name in values_in(run.rows[-1], display)))
     # The loss comes last: it means least to people
     names = [*(name for name in names if name != "loss"), "loss"]
     columns = []
@@ -63,7 +65,7 @@ def value_columns(runs: Sequence[Run]) -> list[Column]:
             if prefix != "SPLIT" and name == "loss" and len(names) > 1:
                 continue
             words = title.format(name.replace("_", " "))
-            columns.append(Column(words, final_value(f"{prefix}/{name}"), _writer(name)))
+            columns.append(Column(words, final_value(f"{prefix}/{name}"), _writer(name, runs)))
     return columns
 
 
@@ -76,7 +78,7 @@ TIME = (
 
 def swatch(place: int) -> Element:
     """Return the colour and symbol of the recipe at a position."""
-    style = f"--light:{color_of(place)};--dark:{DARK[color_of(place)]}"
+    style = f"color:var(--c{place % len(COLORS)})"
     return node("span", _SYMBOLS[marker_of(place)], class_="swatch", style=style, aria_hidden="true")
 
 
@@ -98,7 +100,7 @@ def headline_card(group: RecipeGroup) -> Element | None:
     end, name = aggregate(group, final_value(key)), key.rpartition("/")[2]
     if end is None:
         return None
-    mean, _, std = _writer(name)(end).partition(" ± ")
+    mean, _, std = _writer(name, group.runs)(end).partition(" ± ")
     large = node("p", mean, node("small", f" ± {std}") if std else None, class_="number")
     row, count = group.counted[0].rows[-1], len(end.values)
     facts = {
@@ -125,7 +127,7 @@ def _what(group: RecipeGroup, key: str, count: int) -> str:
         return f"{what}, mean ± standard deviation over {count} runs"
     row = group.counted[0].rows[-1]
     errors, examples = row.get(f"{prefix}/errors"), row.get(f"{prefix}/count")
-    counted = errors is not None and display_of(name).complement == "error"
+    counted = errors is not None and display_of(name, display_of_runs(group.runs)).complement == "error"
     return f"{what}, {errors:,} of {examples:,} wrong" if counted else what
 
 
@@ -143,7 +145,7 @@ def _columns(some: Sequence[Column], variants: Sequence[RecipeGroup]) -> list[Co
 def results(variants: Sequence[RecipeGroup]) -> list[Child]:
     """Return the table of final values of each recipe, aggregated over its seeds."""
     if not any(variant.counted for variant in variants):
-        return [node("p", "Nothing is measured yet.")]
+        return [node("p", "Nothing has been measured yet.")]
     columns = _columns(value_columns([run for v in variants for run in v.runs]), variants)
     rows: list[list[Child]] = [
         [[name, _unfinished(variant)], *(_cell(aggregate(variant, c.of), c.write, count=True) for c in columns)]
@@ -156,8 +158,8 @@ def results(variants: Sequence[RecipeGroup]) -> list[Child]:
     picture = final_picture(variants)
     return [
         node("h2", "Result"),
-        table(head, rows, caption=caption, class_="numbers"),
-        node("figure", shown(picture), class_="whole") if picture else None,
+        table(head, rows, caption=caption, class_="numbers sortable"),
+        node("figure", as_svg(picture), class_="whole") if picture else None,
     ]
 
 
@@ -196,7 +198,7 @@ def each_run(variants: Sequence[RecipeGroup]) -> list[Child]:
     rows: list[list[Child]] = [
         [
             [swatch(place) if len(variants) > 1 else None, run.name],
-            str(run.recipe.seed),
+            f"{run.recipe.seed}{f', fold {run.recipe.data.fold}' if run.recipe.data.fold else ''}",
             _steps(run),
             *(_cell(_alone(column.of(run)), column.write) for column in columns),
         ]

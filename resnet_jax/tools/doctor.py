@@ -2,26 +2,37 @@
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from resnet_jax.data.source import Source, default_threads, require_readable
+from resnet_jax.data.draw import draw_boxes
+from resnet_jax.data.duplicates import duplicates_note
+from resnet_jax.data.labels import count_targets
+from resnet_jax.data.masks import IGNORE, overlay, palette
+from resnet_jax.data.objects import present
+from resnet_jax.data.source import Source, default_threads, is_mask, probe_indices, require_readable
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import gather_batch
 from resnet_jax.input_pipeline.host_input import reader, stream
 from resnet_jax.input_pipeline.preprocess import make_preprocess, original_crop
 from resnet_jax.input_pipeline.sampler import Batch, batch_indices
+from resnet_jax.models.detection.objects import Objects
 from resnet_jax.models.summary import summarize
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.report.sheet import can_show, draw_sheet
 from resnet_jax.run_dir.environment import environment
 from resnet_jax.runtime.compiler_options import compiler_options
+from resnet_jax.tools.known_step import EXPECTED, compute_known_step
+from resnet_jax.training.init import random_keys
+from resnet_jax.training.make_step import train_size_at
 from resnet_jax.training.pretrained import load_pretrained
-from resnet_jax.training.setup import TrainSetup, make_setup, random_keys, train_size_at
+from resnet_jax.training.setup import TrainSetup, make_setup
 from resnet_jax.training.sources import Sources, eval_split, open_sources
+from resnet_jax.training.teacher import with_teacher
 
 # Samples on the sheet
 _SHOWN = 32
@@ -47,13 +58,24 @@ def machine() -> list[Finding]:
     return findings
 
 
+def arithmetic() -> Finding:
+    """Return whether a device computes a step with the expected values, in brackets, and the same when repeated."""
+    device = jax.local_devices()[0]
+    step = compute_known_step(device)
+    expected = f"loss {step.loss:.4f} ({EXPECTED[0]:.4f}), gradient norm {step.gradient_norm:.4f} ({EXPECTED[1]:.4f})"
+    if not step.is_expected():
+        return Finding("known step", f"{expected}: {device.device_kind} computes wrong results, do not train", False)
+    again = "the same when repeated" if step.is_same_twice else "not the same when repeated: train with --deterministic"
+    return Finding("known step", f"{expected}; {again}", step.is_same_twice)
+
+
 def directory(out: Path) -> list[Finding]:
     """Return whether a run can be written in a directory, and the free disk space."""
     home = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
     writable = home.is_dir() and os.access(home, os.W_OK | os.X_OK)
     free = shutil.disk_usage(home).free / 2**30
     return [
-        Finding("runs are written in", f"{out}{'' if writable else ': not writable, choose another --out'}", writable),
+        Finding("run directory", f"{out}{'' if writable else ': not writable, choose another --out'}", writable),
         Finding("free disk space", f"{free:.1f} GiB{'' if free > 1 else ': little for checkpoints'}", free > 1),
     ]
 
@@ -62,17 +84,23 @@ def data(sources: Sources, split: str) -> list[Finding]:
     """Return findings on images and classes of the splits, and whether some classes are rare."""
     findings = []
     for name, source in (("train", sources.train), (split, sources.evaluation)):
-        if np.ndim(source.read(0).target):
+        target = source.read(0).target
+        has_objects = isinstance(target, Objects)
+        if is_mask(target):
+            findings.append(_pixels(name, source))
+            continue
+        if not has_objects and np.ndim(target):
             findings.append(Finding(f"{name} images", f"{source.size:,} with {len(source.classes):,} outputs each"))
             continue
-        counts, classes = class_counts(source), source.classes
+        counts, classes = count_targets(source), source.classes
+        objects = f" with {counts.sum():,} objects" if has_objects else ""
         least, most = int(np.argmin(counts)), int(np.argmax(counts))
         rare = counts[least] == 0 or counts[most] > 20 * counts[least]
         findings.append(
             Finding(
                 f"{name} images",
-                f"{source.size:,} of {len(classes):,} classes, from {counts[least]:,} ({classes[least]})"
-                f" to {counts[most]:,} ({classes[most]}){': very imbalanced' if rare else ''}",
+                f"{source.size:,}{objects} in {len(classes):,} classes, {counts[least]:,} ({classes[least]})"
+                f" to {counts[most]:,} ({classes[most]}) per class{': very imbalanced' if rare else ''}",
                 not rare,
             )
         )
@@ -80,14 +108,21 @@ def data(sources: Sources, split: str) -> list[Finding]:
     return [*findings, *notes, Finding("image size", " x ".join(map(str, sources.dataset.image_shape)))]
 
 
-def class_counts(source: Source) -> np.ndarray:
-    """Return the number of examples of each class (k,); raise InputError if a label is out of range."""
-    labels = source.labels
-    if labels is None:
-        labels = np.array([source.read(index).target for index in range(source.size)])
-    if labels.min() < 0 or labels.max() >= len(source.classes):
-        raise InputError(f"label {labels.max()} is out of range; there are {len(source.classes)} classes")
-    return np.bincount(labels, minlength=len(source.classes))
+def _pixels(name: str, source: Source) -> Finding:
+    """Return how often each class is in the masks of some images, and how many pixels have no label."""
+    classes, counts = source.classes, np.zeros(256, np.int64)
+    for index in probe_indices(source.size):
+        with suppress(InputError):
+            counts += np.bincount(source.read(int(index)).target.ravel(), minlength=256)
+    fractions = counts / max(int(counts.sum()), 1)
+    least, most = int(np.argmin(counts[: len(classes)])), int(np.argmax(counts[: len(classes)]))
+    return Finding(
+        f"{name} images",
+        f"{source.size:,} with masks of {len(classes):,} classes, from {fractions[least]:.2%} ({classes[least]}) to"
+        f" {fractions[most]:.2%} ({classes[most]}) of the pixels, {fractions[IGNORE]:.2%} without label"
+        f"{': one class is in none of the sampled masks' if not counts[least] else ''}",
+        bool(counts[least]),
+    )
 
 
 def samples(setup: TrainSetup, sources: Sources, path: Path) -> None:
@@ -95,26 +130,51 @@ def samples(setup: TrainSetup, sources: Sources, path: Path) -> None:
     recipe, (_, key) = setup.recipe, random_keys(setup.recipe)
     source, size, data = sources.train, train_size_at(recipe, setup.dataset.train_size, 0), recipe.data
     read = reader(source, original_crop(recipe, source))
-    indices = batch_indices(recipe.seed, 0, recipe.batch_size, source.size, recipe.augment.aug_repeats)
+    indices = batch_indices(recipe.seed, 0, recipe.batch_size, source.size, recipe.augment.aug_repeats, source.draws)
     # A whole batch of thousands would take minutes
     indices = indices[:_SHOWN]
     image, target = next(stream(read, lambda _: indices, range(1), threads=default_threads()))
     batch = gather_batch(Batch(image, target, None, indices))
     preprocess = make_preprocess(
-        recipe, setup.dataset.train_size, len(setup.dataset.classes), setup.task.targets.to_soft, image_size=size
+        recipe,
+        setup.dataset.train_size,
+        len(setup.dataset.classes),
+        setup.task.targets.to_soft,
+        image_size=size,
+        fill=setup.task.targets.fill,
     )
-    seen = jax.jit(preprocess, compiler_options=compiler_options())(key, 0, batch).image
+    seen, moved = jax.jit(lambda *args: preprocess(*args)[:2], compiler_options=compiler_options())(key, 0, batch)
     pixels = np.asarray(seen) * np.array(data.std, np.float32) + np.array(data.mean, np.float32)
     images = np.clip(pixels * 255, 0, 255).round().astype(np.uint8)
     if not can_show(images[0]):
         return
+    classes = sources.dataset.classes
+    targets = [jax.tree.map(lambda leaf, row=row: np.asarray(leaf[row]), moved) for row in range(len(images))]
+    drawn = [_drawn(*pair, classes) for pair in zip(images, targets, strict=True)]
+    shown = targets if isinstance(target, Objects) else target
     try:
-        draw_sheet(images, [_caption(one, sources.dataset.classes) for one in target]).save(path)
+        draw_sheet(drawn, [_caption(one, classes) for one in shown]).save(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be written ({error}); name another picture with --samples") from error
 
 
-def _caption(target: np.ndarray, classes: tuple[str, ...]) -> str:
+def _drawn(image: np.ndarray, target: Any, classes: tuple[str, ...]) -> np.ndarray:
+    """Return an image with its target over it, if that lies in places."""
+    if isinstance(target, Objects):
+        found = present(target)
+        names = [classes[label] for label in found.labels]
+        return draw_boxes(image, found.boxes, found.labels, names, len(classes))
+    is_classes = is_mask(target) and target.dtype == np.uint8
+    return overlay(image, target, palette(len(classes))) if is_classes else image
+
+
+def _caption(target: Any, classes: tuple[str, ...]) -> str:
+    if isinstance(target, Objects):
+        counts = np.bincount(present(target).labels, minlength=len(classes))
+        return ", ".join(f"{count} {name}" for count, name in zip(counts, classes, strict=True) if count) or "no object"
+    if np.ndim(target) >= 2:
+        labels = target[target != IGNORE]
+        return "largest: " + classes[int(np.bincount(labels).argmax())] if labels.size else "no label"
     return " ".join(f"{number:.3g}" for number in target[:3]) if np.ndim(target) else classes[int(target)]
 
 
@@ -138,8 +198,8 @@ def examine(
     setup = make_setup(recipe, sources.dataset, devices)
     samples(setup, sources, samples_at)
     split = eval_split(recipe)
-    about_data = [*data(sources, split), *unreadable(sources.evaluation, split)]
-    return [*machine(), *directory(out), *about_data, network(setup), *weights(setup)]
+    about_data = [*data(sources, split), *unreadable(sources.evaluation, split), *in_both(sources, split)]
+    return [*machine(), arithmetic(), *directory(out), *about_data, network(setup), *weights(setup), *teacher(setup)]
 
 
 def unreadable(source: Source, split: str) -> list[Finding]:
@@ -149,6 +209,12 @@ def unreadable(source: Source, split: str) -> list[Finding]:
     except InputError as error:
         return [Finding(f"{split} images", str(error), False)]
     return []
+
+
+def in_both(sources: Sources, split: str) -> list[Finding]:
+    """Return a finding on the images that are in both splits, if there are any."""
+    note = duplicates_note(sources.train, sources.evaluation, split)
+    return [Finding(f"{split} images", note, False)] if note else []
 
 
 def network(setup: TrainSetup) -> Finding:
@@ -169,3 +235,12 @@ def weights(setup: TrainSetup) -> list[Finding]:
     except InputError as error:
         return [Finding("starts from", str(error), False)]
     return [Finding("starts from", "; ".join((str(loaded.file), *loaded.notes)))] if loaded else []
+
+
+def teacher(setup: TrainSetup) -> list[Finding]:
+    """Return whether the teacher that the recipe names, if any, can be loaded and fits."""
+    try:
+        found = with_teacher(setup).teacher
+    except InputError as error:
+        return [Finding("learns from", str(error), False)]
+    return [Finding("learns from", "; ".join((str(setup.recipe.distill.teacher), *found.notes)))] if found else []

@@ -4,6 +4,7 @@ The text is that of `jax.stages.Compiled.as_text`: XLA's optimised HLO for a CPU
 instructions `%name = type opcode(%operands), attributes`. Callees come before their callers.
 """
 
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONTROL = ("while", "call", "conditional")
 # These move no bytes
 _NAMES = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id")
+# Each element of the result is one of the operand
+_ELEMENT_BY_ELEMENT = ("bitcast", "convert", "copy", "reshape", "transpose")
 _SLICES = ("slice", "dynamic-slice", "slice-start")
 
 
@@ -76,12 +79,12 @@ def memory_traffic(text: str) -> int:
     """Return the bytes that one run reads from and writes to the memory of a device.
 
     These are the operands and results of each instruction, except those that the compiler placed in memory on the
-    chip. A fusion counts as reading its whole operands.
+    chip. A fusion counts as reading its whole operands, except those of which it only takes slices.
     """
     program = _parse(text)
     runs = _runs(program, within_fusions=False)
     return sum(
-        runs[name] * _traffic(instruction, types)
+        runs[name] * _traffic(instruction, types, program)
         for name, instructions in program.items()
         if runs[name]
         for types in [{i.name: i.type for i in instructions}]
@@ -89,7 +92,35 @@ def memory_traffic(text: str) -> int:
     )
 
 
-def _traffic(instruction: _Instruction, types: dict[str, str]) -> int:
+def kernels(text: str) -> dict[str, int]:
+    """Return the kernels that one run starts on a GPU, by kind.
+
+    Kinds are "cuDNN" (library calls), "fusions", "copies" (of arrays, such as changes of layout) and "collectives".
+    """
+    program = _parse(text)
+    runs, found = _runs(program, within_fusions=False), Counter[str]()
+    for name, instructions in program.items():
+        for instruction in instructions if runs[name] else ():
+            if kind := _kind_of_kernel(instruction, program):
+                found[kind] += runs[name]
+    return dict(found)
+
+
+def _kind_of_kernel(instruction: _Instruction, program: _Program) -> str:
+    opcode = instruction.opcode.removesuffix("-start")
+    if opcode == "custom-call":
+        return "cuDNN" if "__cudnn$" in instruction.line else ""
+    if opcode in KINDS:
+        return "collectives"
+    if opcode in ("copy", "transpose"):
+        return "copies"
+    if opcode != "fusion":
+        return ""
+    moves = all(i.opcode in ("parameter", "copy", "transpose", "bitcast") for i in program[_called(instruction)[0]])
+    return "copies" if moves else "fusions"
+
+
+def _traffic(instruction: _Instruction, types: dict[str, str], program: _Program) -> int:
     _, _, opcode, operands, line = instruction
     if opcode in (*_CONTROL, *_NAMES) or opcode.endswith("-done") or '"AllocateBuffer"' in line:
         return 0
@@ -97,7 +128,34 @@ def _traffic(instruction: _Instruction, types: dict[str, str]) -> int:
     if opcode in _SLICES:
         source = _sizes(types.get(operands[0], ""))
         return result[0] + (sum(result.values()) if source[0] else 0)
-    return result[0] + sum(_sizes(types.get(operand, ""))[0] for operand in operands)
+    read = (_sizes(types.get(operand, ""))[0] for operand in operands)
+    if opcode != "fusion":
+        return result[0] + sum(read)
+    fused = program.get(_called(instruction)[0], [])
+    return result[0] + sum(round(size * _fraction_read(fused, number)) for number, size in enumerate(read))
+
+
+def _fraction_read(fused: list[_Instruction], number: int) -> float:
+    """Return the fraction of a parameter's elements that a fused computation reads: below 1 if it is only sliced."""
+    parameter = next((i for i in fused if i.opcode == "parameter" and f" parameter({number})" in i.line), None)
+    if parameter is None:
+        return 1.0
+    names, sliced, whole = [parameter.name], 0, _elements(parameter.type)
+    for name in names:
+        for user in (i for i in fused if name in i.operands):
+            if user.opcode == "slice":
+                sliced += _elements(user.type)
+            elif user.opcode in _ELEMENT_BY_ELEMENT:
+                names.append(user.name)
+            else:
+                return 1.0
+    return min(sliced / whole, 1.0) if sliced and whole else 1.0
+
+
+def _elements(kind: str) -> int:
+    """Return the number of elements of an array type."""
+    found = _ARRAY.search(kind)
+    return math.prod(int(length) for length in found[3].split(",") if length) if found else 0
 
 
 def _parse(text: str) -> _Program:

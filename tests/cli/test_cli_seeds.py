@@ -11,7 +11,7 @@ from resnet_jax.cli.main import main
 from resnet_jax.cli.seeds import parse_seeds, show_seeds
 from resnet_jax.recipe import to_json
 from resnet_jax.run_dir.files import read_metrics
-from resnet_jax.training.loop import TrainResult
+from resnet_jax.training.run_state import TrainResult
 
 TRAIN = ["train", "r.json", "--devices", "1"]
 
@@ -41,8 +41,8 @@ def test_names_of_seeds(words, seeds):
         (["--seeds"], "--seeds is empty; give START:STOP, such as 0:5"),
         (["--seeds", "0:2", "1"], "--seeds has 1 twice; give each seed once"),
         (["--seeds", "4294967296"], "seed is 4294967296"),
-        (["--seeds", "0:2", "--seed", "1"], "--seed and --seeds are given"),
-        (["--seed=1", "--seeds", "0:2"], "--seed and --seeds are given"),
+        (["--seeds", "0:2", "--seed", "1"], "--seed and --seeds cannot be combined"),
+        (["--seed=1", "--seeds", "0:2"], "--seed and --seeds cannot be combined"),
         (["--seeds", "0:2", "--seed-layout", "devices"], "--seed-layout is devices; there is one device"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -99,7 +99,7 @@ def test_the_table_has_a_column_for_any_metric(capsys):
 def test_each_is_an_ordinary_run(capsys):
     assert main([*TRAIN, "--seeds", "5", "8", "--stop-at", "5"]) == 0
     printed = capsys.readouterr().out
-    assert "not at the end: seed 5, seed 8; resume with the same command and --out runs/r-seeds" in printed
+    assert "not finished: seed 5, seed 8; resume with the same command and --out runs/r-seeds" in printed
     assert re.search(r"^ *n = 2 +mean ± std", printed, re.M)
     assert main(["evaluate", "runs/r-seeds/seed8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["step"] == 5
@@ -110,7 +110,7 @@ def test_each_is_an_ordinary_run(capsys):
     assert "seed 5: resuming at step 5" in printed
     assert "seed 8:" not in printed
     assert main(["train", "runs/r-seeds/seed8", "--devices", "1", "--seeds", "0:2"]) == 2
-    assert "runs/r-seeds/seed8: is one run; name a directory" in capsys.readouterr().err
+    assert "runs/r-seeds/seed8: is a single run; name a directory" in capsys.readouterr().err
     assert main([*TRAIN, "--batch-size", "8", "--stop-at", "1", "--seeds", "5"]) == 0
     assert Path("runs/r-seeds-2/seed5").is_dir()
 
@@ -122,6 +122,6 @@ def test_an_error_of_one_is_in_the_exit_code_and_not_in_the_mean(monkeypatch, ca
         manifest.unlink()
     assert main([*TRAIN, "--seeds", "0:3", "--out", "x"]) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("resnet-jax: seed 1: x/seed1/checkpoints: no checkpoint is intact")
+    assert captured.err.startswith("resnet-jax: seed 1: x/seed1/checkpoints: no intact checkpoint")
     assert re.search(r"^ *n = 2 +mean ± std", captured.out, re.M)
-    assert "not at the end: seed 1;" in captured.out
+    assert "not finished: seed 1;" in captured.out

@@ -11,7 +11,7 @@ ENVIRONMENT = {
     "command": ["resnet-jax", "train"],
     "python": "3.11.9",
     "system": "Linux",
-    "packages": {"resnet-jax": "0.1.0", "jax": "0.10.2"},
+    "packages": {"resnet_jax": "0.2.0", "jax": "0.10.2"},
     "devices": ["TPU v5 lite"] * 4,
     "processes": 1,
     "git_commit": "c0ffee",

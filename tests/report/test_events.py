@@ -47,7 +47,7 @@ def test_events_are_the_lines_of_metrics(tmp_path):
 
 def test_events_are_replaced_and_not_added_to(tmp_path, monkeypatch):
     monkeypatch.setattr("resnet_jax.report.make.as_png", lambda picture: b"")
-    monkeypatch.setattr("resnet_jax.report.nodes.as_svg", lambda picture: "")
+    monkeypatch.setattr("resnet_jax.report.page.as_svg", lambda picture: "")
     run, out = write_run(tmp_path / "run"), tmp_path / "out"
     for _ in range(2):
         make_report([run], out, answers=False, tensorboard=True)

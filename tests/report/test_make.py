@@ -8,7 +8,7 @@ from fabricated import vary, write_run
 from PIL import Image
 
 import resnet_jax.report.make
-import resnet_jax.report.nodes
+import resnet_jax.report.page
 from resnet_jax.cli.main import main
 from resnet_jax.errors import InputError
 from resnet_jax.report import make_report
@@ -26,7 +26,8 @@ def names(folder):
 def undrawn(monkeypatch):
     """Pictures by their names, for tests of files: to draw them takes seconds."""
     monkeypatch.setattr(resnet_jax.report.make, "as_png", lambda picture: picture.name.encode())
-    monkeypatch.setattr(resnet_jax.report.nodes, "as_svg", lambda picture: f"<svg>{picture.name}</svg>")
+    for module in (resnet_jax.report.page, resnet_jax.report.tables):
+        monkeypatch.setattr(module, "as_svg", lambda picture: picture.name)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_pictures_of_any_metric_go_with_it(run, undrawn, tmp_path):
 def test_a_run_without_data_and_checkpoints_is_still_reported(run, undrawn):
     made = make_report([run])
     (note,) = made.notes
-    assert note.startswith("run: left out of confusion matrix and mistakes: ")
+    assert note.startswith("run: left out of the confusion matrix and mistakes: ")
     assert note in made.page.read_text()
 
 
@@ -80,7 +81,7 @@ def test_a_run_without_data_and_checkpoints_is_still_reported(run, undrawn):
         (["nothing"], "nothing: not a run directory (no recipe.json)"),
         (["run", "nothing"], "nothing: not a run directory (no recipe.json)"),
         ([], "report: name at least one run directory"),
-        (["run", "--out", "full"], "full: holds something else than a report; choose another --out"),
+        (["run", "--out", "full"], "full: exists and is not a report; choose another --out"),
         (["run", "--out", "full/a.txt"], "full/a.txt: is a file; choose another --out"),
         (["run", "--curve"], "unknown field '--curve'; nearest: --curves-only"),
     ],
@@ -100,7 +101,7 @@ def test_runs_that_have_measured_nothing_yet_are_no_report(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "begun", accuracies=())
     assert main(["report", "begun"]) == 2
-    assert capsys.readouterr().err == "resnet-jax: begun: no metrics yet; a report needs an epoch or more\n"
+    assert capsys.readouterr().err == "resnet-jax: begun: no metrics yet; a report needs at least one epoch\n"
     assert not (tmp_path / "begun" / "report").exists()
 
 

@@ -1,6 +1,8 @@
 """The page: complete, self-contained, escaped, and the same colour for the same recipe everywhere."""
 
 import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from fabricated import vary, write_run
 
-import resnet_jax.report.nodes
+import resnet_jax.report.svg
 from resnet_jax.data.source import Example, Source
 from resnet_jax.report.figures import (
     COLORS,
@@ -24,6 +26,9 @@ from resnet_jax.report.figures import (
 from resnet_jax.report.page import Contents, make_page
 from resnet_jax.report.predictions import Predictions
 from resnet_jax.report.runs import group_runs, read_runs
+from resnet_jax.run_dir.given import given_json
+from resnet_jax.tasks.metric import Display
+from resnet_jax.tasks.task import TaskFacts
 
 SCRIPT = "<script>alert('$x$')</script>"
 
@@ -33,8 +38,8 @@ class Page(HTMLParser):
 
     def __init__(self, content):
         super().__init__()
-        self.elements, self.text = [], ""
-        self.feed(content.decode())
+        self.elements, self.text, self.content = [], "", content.decode()
+        self.feed(self.content)
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
@@ -46,8 +51,14 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
     def svgs(self):
-        kind = "data:image/svg+xml;base64,"
-        return [base64.b64decode(i["src"][len(kind) :]).decode() for i in self.all("img") if i["src"].startswith(kind)]
+        return re.findall(r"<svg.*?</svg>", self.content, re.S)
+
+    def names(self):
+        """The names of the pictures, in a page that is undrawn."""
+        return [re.sub("<.*?>", "", svg) for svg in self.svgs()]
+
+    def alts(self):
+        return [a.get("alt") or a.get("aria-label") for a in (*self.all("img"), *self.all("svg"))]
 
 
 def page_of(*paths, answers=None, notes=()):
@@ -69,7 +80,8 @@ def answers(classes, wrong=(), channels=1, networks=1):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Pictures as their names, for tests of text: to draw them takes seconds."""
-    monkeypatch.setattr(resnet_jax.report.nodes, "as_svg", lambda picture: picture.name)
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{}</svg>'
+    monkeypatch.setattr(resnet_jax.report.svg, "saved", lambda figure, salt, **how: svg.format(salt).encode())
 
 
 @pytest.fixture
@@ -86,23 +98,26 @@ def test_the_page_needs_nothing_else(two):
     page = page_of(*two, answers=[answers("ab", [(0, 1)]), None])
     links = [(tag, a[k]) for tag, a in page.elements for k in ("src", "href", "srcset", "data", "action") if k in a]
     assert links
-    assert all(link.startswith("data:") for _, link in links)
-    assert {tag for tag, _ in page.elements} & {"script", "iframe", "object", "base", "form"} == set()
+    assert all(link.startswith(("data:", "#")) for _, link in links)
+    assert {tag for tag, _ in page.elements} & {"iframe", "object", "base", "form"} == set()
     style = page.text + "".join(a.get("style", "") for _, a in page.elements)
-    for text in (style, *page.svgs()):
-        assert not re.search(r"@import|url\((?!#)", text)  # an SVG refers to its own parts by url(#...)
-        assert not re.search(r"(?:src|href)=\"(?!#|data:)", text)
+    assert not re.search(r"@import|url\((?!#)", style)  # an SVG refers to its own parts by url(#...)
+    assert not re.search(r"(?:src|href)=\"(?!#|data:)", page.content)
+    (script,) = re.findall(r"<script>(.*?)</script>", page.content, re.S)
+    assert "innerHTML" not in script
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    (policy,) = (a["content"] for a in page.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert policy.endswith(f"script-src 'sha256-{allowed}'")
 
 
 def test_the_page_can_be_read_out(two, undrawn):
     page = page_of(*two, answers=[answers("ab", [(0, 1)]), None])
     assert page.all("html") == [{"lang": "en"}]
     assert "resnet20 on digits" in page.text
-    assert all(image.get("alt") for image in page.all("img"))
+    assert all(page.alts())
     assert all(cell.get("scope") in ("row", "col") for cell in page.all("th"))
-    assert any(
-        "Error by epoch: lr 0.1, train ends at 1; lr 0.1, test ends at 1;" in image["alt"] for image in page.all("img")
-    )
+    assert any("Error by epoch: lr 0.1, train ends at 1; lr 0.1, test ends at 1;" in alt for alt in page.alts())
 
 
 def test_results_are_means_over_seeds(two, undrawn):
@@ -115,7 +130,8 @@ def test_results_are_means_over_seeds(two, undrawn):
         "4 x TPU v5 lite",
     ):
         assert words in text
-    assert "optimizer.lr0.10.2" in text  # what differs
+    assert "optimizer.lr0.10.2" in text
+    assert text.index("What differs") < text.index("99.00 % ± 1.00 (3)") < text.index("Curves")
 
 
 def test_one_run_shows_its_number_alone(tmp_path, undrawn):
@@ -131,15 +147,43 @@ def test_a_recipe_has_one_colour(two):
         curves = curves_of(panel, variants)
         assert {c.label.split(",")[0]: c.color for c in curves} == {"lr 0.1": COLORS[0], "lr 0.2": COLORS[1]}
     page = page_of(*two)
-    styles = [f"--light:{color};--dark:{DARK[color]}" for color in COLORS[:2]]
     swatches = [a["style"] for a in page.all("span") if a.get("class") == "swatch"]
-    assert set(swatches) == set(styles)
-    assert swatches[:2] == styles
+    assert swatches[:2] == ["color:var(--c0)", "color:var(--c1)"]
+    assert len(set(swatches)) == 2
     assert len(page.svgs()) == 6
+    assert all(f"--c{n}: {color};" in page.text for n, pair in enumerate(DARK.items()) for color in pair)
     for svg in page.svgs():  # colours are named, for a reader in the dark
         drawn = {int(number) for number in re.findall(r"var\(--c(\d+)\)", svg)} & set(range(len(COLORS)))
         assert drawn == {0, 1}
-        assert all(f"--c{n}: {color};" in svg for n, color in enumerate(COLORS))
+        assert not any(color in svg for color in COLORS)
+    ids = re.findall(r'\bid="(.*?)"', page.content)
+    assert len(ids) == len(set(ids)) > 6
+
+
+def test_the_script_has_the_values_of_the_curves(two, undrawn):
+    plots = [json.loads(a["data-plot"]) for a in page_of(*two).all("svg") if "data-plot" in a]
+    loss, error = plots[:2]
+    assert {plot["x"] for plot in plots} == {"epoch"}
+    assert [curve[:3] for curve in loss["curves"]] == [
+        [f"lr {lr}, {split}", f"var(--c{n})", split == "train"]
+        for n, lr in enumerate((0.1, 0.2))
+        for split in ("train", "test")
+    ]
+    (left, low, *first), (right, high, *last) = error["curves"][1][3]
+    assert (first, last) == (["1.5", "50"], ["3", "1 (0 to 2)"])
+    assert left < right
+    assert low < high  # a smaller error is drawn further down
+
+
+def test_a_curve_is_drawn_where_the_script_says(tmp_path):
+    """The line of the picture goes through the points of the script, on a log scale that has no 0 as well."""
+    page = page_of(write_run(tmp_path / "run", accuracies=(0.5, 0.9, 1.0)))
+    for svg, name in zip(page.svgs()[:2], ("loss", "error"), strict=True):
+        points = json.loads(Page(svg.encode()).all("svg")[0]["data-plot"])["curves"][1][3]
+        drawn = re.findall(r'd="M ([\d.]+ [\d.]+) L ([\d.]+ [\d.]+)', " ".join(svg.split()))
+        starts = [[float(x) for x in " ".join(pair).split()] for pair in drawn]
+        told = points[0][:2] + points[1][:2]
+        assert any(np.allclose(told, start, atol=0.1) for start in starts), name
 
 
 def test_text_of_users_is_text(tmp_path):
@@ -147,11 +191,11 @@ def test_text_of_users_is_text(tmp_path):
     run = write_run(tmp_path / "<b>run", recipe, classes=(SCRIPT, "b"))
     other = write_run(tmp_path / "other", vary(data_name="folder:$y$"))
     page = page_of(run, other, answers=[answers((SCRIPT, "b"), [(0, 1)]), None], notes=[SCRIPT])
-    assert not page.all("script")
+    assert len(page.all("script")) == 1
     assert not any(tag == "b" and attributes for tag, attributes in page.elements)
     assert page.text.count(SCRIPT) > 5
     assert "<b>run" in page.text
-    assert not any("<script" in svg for svg in page.svgs())
+    assert any(SCRIPT in a.get("data-plot", "") for a in page.all("svg"))
 
 
 def test_odd_names_leave_a_page_that_can_be_read(tmp_path):
@@ -168,16 +212,35 @@ def test_the_matrix_of_few_classes_is_a_table(tmp_path, undrawn):
     cells = [a["class"] for a in page.all("td") if a.get("class") in ("right", "wrong", "none")]
     assert cells == ["right", "none", "wrong", "none", "right", "none", "none", "none", "right"]
     assert "All 9 images of the test split" in page.text
-    assert page.text.count("75.0 %") == 2  # a picture of each mistake
+    assert page.text.count("75.0 %, #") == 2  # a picture of each mistake
     assert [i["alt"] for i in page.all("img") if i.get("class") == "small"] == ["predicted c, true a"] * 2
 
 
-@pytest.mark.parametrize(("classes", "pictures"), [(21, 6), (201, 5)])
+def test_each_class_has_its_precision_recall_and_f1(tmp_path, undrawn):
+    page = page_of(write_run(tmp_path / "run"), answers=[answers("abcd", [(0, 2), (1, 2)])])
+    rows = cells(page.content.encode())
+    assert ["a", "100.0 %", "33.3 %", "50.0 %", "3"] in rows
+    assert ["c", "60.0 %", "100.0 %", "75.0 %", "3"] in rows
+    assert ["mean", "90.0 %", "83.3 %", "81.2 %", "12"] in rows
+    assert ["a", "c", "2", "66.7 %"] in rows  # confused
+    assert "wide numbers sortable" in {a.get("class") for a in page.all("div")}
+    assert "Most confused pairs" not in page_of(write_run(tmp_path / "other"), answers=[answers("ab")]).text
+
+
+def test_a_mistake_is_shown_beside_its_heat_map(tmp_path, undrawn):
+    heat = {0: np.eye(8, dtype=np.float32)}
+    page = page_of(write_run(tmp_path / "run"), answers=[answers("abc", [(0, 2), (1, 2)])._replace(heat=heat)])
+    shown = [i["alt"] for i in page.all("img") if i.get("class") == "small"]
+    assert shown == ["predicted c, true a", "where it sees c", "predicted c, true a"]
+    assert "Beside it, where the network sees the predicted class (Grad-CAM)." in page.text
+
+
+@pytest.mark.parametrize(("classes", "pictures"), [(21, 7), (201, 6)])
 def test_many_classes_are_told_by_their_confusions(tmp_path, undrawn, classes, pictures):
     names = [f"class {i}" for i in range(classes)]
     page = page_of(write_run(tmp_path / "run"), answers=[answers(names, [(0, 5), (1, 5), (9, 1)], channels=2)])
     assert len(page.svgs()) == pictures
-    assert ("confusion" in page.svgs()) is (classes < 200)
+    assert ("confusion" in page.names()) is (classes < 200)
     assert "class 0class 5266.7 %class 3class 1133.3 %" in page.text
     assert not any(a.get("class") == "mistakes" for a in page.all("div"))  # two channels are no picture
 
@@ -186,7 +249,7 @@ def test_regression_has_a_loss_alone(tmp_path, undrawn):
     page = page_of(write_run(tmp_path / "run", vary(loss_name="mse"), (None, None, None)))
     assert "0.0667test loss" in page.text
     assert "accuracy" not in page.text.split("All 91 fields")[0].split("}")[-1]
-    assert page.svgs() == ["loss", "rate", "speed", "waiting"]
+    assert page.names() == ["loss", "rate", "speed", "waiting"]
 
 
 MORE = {
@@ -246,6 +309,26 @@ def test_any_metric_has_a_column_and_a_panel(tmp_path):
     )
 
 
+def test_a_task_given_as_a_value_is_shown_as_it_wants_to_be(tmp_path):
+    """From what the run directory records: a network, a task and an optimiser that nothing else knows."""
+    display = {"iou": Display(percent=True, complement="loss of overlap"), "pixels": Display(shown=False)}
+    given = {"model": "Segmenter", "task": TaskFacts("iou", "ranked", display), "optimizer": "lion"}
+    run = write_run(tmp_path / "run", accuracies=(None,), **{"test/iou": 0.75, "test/pixels": 99})
+    (run / "given.json").write_text(given_json(given))
+    variants = group_runs(read_runs([run]))
+    page = make_page(Contents(variants, [None], []))
+    assert "resnet20" not in page.decode()
+    assert variants[0].label == "Segmenter"
+    rows = dict(row for row in cells(page) if len(row) == 2)
+    assert rows["model.name"] == "Segmenter, passed as a value"
+    assert rows["loss.name"] == "monitors iou, passed as a value"
+    assert rows["optimizer.name"] == "lion, passed as a value"
+    assert (rows["optimizer.momentum"], rows["optimizer.lr"], rows["schedule.name"]) == ("-", "0.1", "cosine")
+    assert '<p class="number">75.00 %' in page.decode()
+    assert [panel.title for panel in quality_panels(variants)] == ["Loss", "Loss of overlap"]
+    assert "pixels" not in Page(page).text
+
+
 def test_unfinished_runs_say_how_far_they_are(tmp_path, undrawn):
     paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", vary(optimizer_lr=0.2), last=15)]
     page = page_of(*paths)
@@ -255,7 +338,7 @@ def test_unfinished_runs_say_how_far_they_are(tmp_path, undrawn):
 
 def test_nothing_measured_yet(tmp_path, undrawn):
     page = page_of(write_run(tmp_path / "run", accuracies=()))
-    assert "Nothing is measured yet." in page.text
+    assert "Nothing has been measured yet." in page.text
     assert not page.svgs()
 
 

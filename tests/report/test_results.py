@@ -68,7 +68,7 @@ def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
     given = [path, tmp_path / "link", path.relative_to(tmp_path)]
     variants = read(*given)
     assert [len(variant.runs) for variant in variants] == [1]
-    assert notes_on(given, variants) == ["A run that is named twice is counted once."]
+    assert notes_on(given, variants) == ["A run named twice is counted once."]
 
 
 def test_copies_of_a_seed_are_told(tmp_path):

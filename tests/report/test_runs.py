@@ -9,8 +9,8 @@ DATA = DatasetInfo(("a", "b"), (8, 8, 1), 40, "data")
 
 def test_runs_with_other_parts_given_as_values_are_other_groups(tmp_path):
     one = Run(tmp_path / "a", "a", Recipe(), DATA, (), ())
-    other = one._replace(name="b", recipe=Recipe(seed=1), given=("optimizer",))
-    assert len(group_runs([one, other._replace(given=())])) == 1
+    other = one._replace(name="b", recipe=Recipe(seed=1), given={"optimizer": "lion"})
+    assert len(group_runs([one, other._replace(given={})])) == 1
     groups = group_runs([one, other])
-    assert [group.label for group in groups] == ["given as values none", "given as values optimizer"]
-    assert differing_fields(groups) == ["given as values"]
+    assert [group.label for group in groups] == ["sgd", "lion, passed as a value"]
+    assert differing_fields(groups) == ["optimizer.name"]  # and not the fields that it stands for

@@ -11,6 +11,7 @@ import pytest
 
 from resnet_jax.cli.main import main
 from resnet_jax.recipe import Model, to_json
+from resnet_jax.tasks.make import make_task
 from resnet_jax.tools.bench import MeasureFor, bench_target, measure_step, step
 from resnet_jax.tools.bench.compile import cold_and_warm
 from resnet_jax.tools.bench.device import matmul_flops, peak_of
@@ -127,13 +128,13 @@ def test_the_second_time_comes_from_the_cache():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["bench", "train"], "bench train: say of what: a network, a recipe file or a run"),
+        (["bench", "train"], "bench train: name a network, a recipe file or a run"),
         (["bench", "eval", "resnet51"], "unknown model 'resnet51'; nearest: "),
         (["bench", "eval", "resnet20", "nowhere.py"], "nowhere.py: no such recipe"),
         (["bench", "eval", "r3d_18"], "bench: r3d_18 takes no images"),
         (["bench", "train", "resnet20", "--seconds", "0"], "--seconds is 0.0; it must be positive"),
         (["bench", "train", "resnet20", "--measured-steps", "0"], "--measured-steps is 0; it must be positive"),
-        (["bench", "train", "resnet20", "--csv", "no/x.csv"], "--csv no/x.csv: there is no such folder"),
+        (["bench", "train", "resnet20", "--csv", "no/x.csv"], "--csv no/x.csv: no such folder"),
         (["bench", "train", "resnet20", "--batch-size", "5", "--devices", "8"], "8 devices do not divide"),
         (["bench", "train", "resnet20", "--batchsize", "5"], "nearest: --batch-size"),
     ],
@@ -144,3 +145,36 @@ def test_wrong_use_is_one_line(words, message, tmp_path, monkeypatch, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "loss"), [("unet_resnet18", "pixel_cross_entropy"), ("fcos_resnet50_fpn", "detection")]
+)
+def test_targets_are_made_up_for_what_a_network_predicts(name, loss):
+    recipe = bench_target(name).recipe
+    recipe = replace(recipe, data=replace(recipe.data, image_size=(24, 32)))
+    assert (recipe.loss.name, recipe.augment.crop_padding) == (loss, 0)
+    recipe, (train, held) = step._made_up(recipe)
+    task = make_task(recipe.loss)
+    task.targets.check(train)
+    example = task.targets.cast(train).read(train.size - 1)
+    assert example.image.shape == (24, 32, 3)
+    if loss == "detection":
+        boxes = example.target.boxes[example.target.labels >= 0]
+        assert boxes.shape == (8, 4)
+        assert (boxes[:, :2] < boxes[:, 2:]).all()
+        assert (boxes >= 0).all()
+        assert (boxes <= [32, 24, 32, 24]).all()
+    assert held.size == 2 * recipe.batch_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["train", "eval"])
+@pytest.mark.parametrize("name", ["retinanet_resnet18_fpn", "unet_resnet18"])
+def test_of_networks_of_pixels_and_boxes(name, what, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    small = ["--model.fields", '{"width": 4, "depths": [1, 1, 1, 1]}', "--data.image-size", "32", "32"]
+    assert main(["bench", what, name, *small, *QUICK, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["image"] == "32 x 32 x 3"
+    assert found["images_per_second"] > 0

@@ -9,14 +9,17 @@ import pytest
 from PIL import Image
 
 from resnet_jax.cli.main import main
+from resnet_jax.data.labels import count_targets
 from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.sampler import batch_indices
+from resnet_jax.models.detection.objects import make_objects, pad_objects
 from resnet_jax.recipe import to_json
 from resnet_jax.run_dir.files import DatasetInfo
-from resnet_jax.tools import doctor
+from resnet_jax.tools import doctor, known_step
 from resnet_jax.tools.bench import measure_data, rate
-from resnet_jax.tools.doctor import class_counts, directory, examine, machine
+from resnet_jax.tools.doctor import directory, examine, machine
+from resnet_jax.tools.known_step import compute_known_step
 from resnet_jax.training.setup import make_setup
 from resnet_jax.weights.names import abstract_variables, to_state_dict
 from resnet_jax.weights.tensors import write_tensors
@@ -27,11 +30,29 @@ def test_the_whole_report(tiny, tmp_path, monkeypatch, capsys):
     (tmp_path / "recipe.json").write_text(to_json(tiny))
     assert main(["doctor", "recipe.json", "--devices", "1"]) == 0
     out = capsys.readouterr().out
-    assert "40 of 3 classes, from 13 (b) to 14 (a)" in out
+    assert "40 in 3 classes, 13 (b) to 14 (a) per class" in out
     assert "resnet8, " in out
     assert "12 steps of 16" in out
     assert out.endswith("no problems; look at samples.png before you train\n")
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "samples.png"}
+
+
+def test_a_known_step(monkeypatch):
+    device = jax.local_devices()[1]
+    with jax.enable_x64(True):
+        exact = compute_known_step(device)
+    np.testing.assert_allclose((exact.loss, exact.gradient_norm), known_step.EXPECTED, rtol=1e-9)
+    assert doctor.arithmetic().good
+    noisy = exact._replace(is_same_twice=False)
+    for wrong, said in (
+        (exact._replace(loss=exact.loss * 1.03), "computes wrong results, do not train"),
+        (exact._replace(gradient_norm=float("nan")), "computes wrong results, do not train"),
+        (noisy, "not the same when repeated: train with --deterministic"),
+    ):
+        monkeypatch.setattr(doctor, "compute_known_step", lambda device, wrong=wrong: wrong)
+        finding = doctor.arithmetic()
+        assert said in finding.value
+        assert not finding.good
 
 
 def test_the_samples_are_the_first_batch_augmented(tiny, tmp_path):
@@ -113,11 +134,11 @@ def test_labels_are_counted_without_reading():
         raise AssertionError
 
     labels = np.array([0, 2, 2])
-    assert class_counts(Source(3, ("a", "b", "c"), never, labels)).tolist() == [1, 0, 2]
+    assert count_targets(Source(3, ("a", "b", "c"), never, labels)).tolist() == [1, 0, 2]
     read = Source(3, ("a", "b", "c"), lambda index: Example(None, int(labels[index])))
-    assert class_counts(read).tolist() == [1, 0, 2]
-    with pytest.raises(InputError, match="label 2 is out of range; there are 2 classes"):
-        class_counts(Source(3, ("a", "b"), never, labels))
+    assert count_targets(read).tolist() == [1, 0, 2]
+    with pytest.raises(InputError, match="the labels: label 2, expected 0 to 1"):
+        count_targets(Source(3, ("a", "b"), never, labels))
 
 
 def test_folders_and_arrays_know_their_labels(tmp_path):
@@ -139,8 +160,8 @@ def test_bench_data(tiny, tmp_path, monkeypatch, capsys):
     assert main(["bench", "data", "recipe.json", "--seconds", "0.05", "--devices", "1"]) == 0
     assert "tiny, batches of 16" in capsys.readouterr().out
     for words, message in (
-        (["bench"], "say what to measure"),
-        (["bench", "speed"], "say what to measure"),
+        (["bench"], "name what to measure"),
+        (["bench", "speed"], "name what to measure"),
         (["bench", "data", "--seconds", "0"], "--seconds is 0.0; it must be positive"),
         (["doctor", "--samples", "/nonexistent/x.png"], "/nonexistent/x.png: cannot be written"),
     ):
@@ -152,3 +173,14 @@ def test_a_rate_is_of_images(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     assert rate(lambda: None, images=8, seconds=3.5) == 8 * 3 / 5
+
+
+def test_objects_are_counted_drawn_and_named():
+    objects = pad_objects(make_objects([[1, 1, 6, 6], [2, 0, 9, 9]], [2, 2]), 4)
+    source = Source(3, ("a", "b", "c"), lambda index: Example(np.zeros((10, 10, 3), np.uint8), objects))
+    assert count_targets(source).tolist() == [0, 0, 6]
+    drawn = doctor._drawn(np.zeros((10, 10, 3), np.uint8), objects, source.classes)
+    assert drawn[1, 1].any()
+    assert not drawn[9, 0].any()
+    assert doctor._caption(objects, source.classes) == "2 c"
+    assert doctor._caption(pad_objects(make_objects([], []), 4), source.classes) == "no object"

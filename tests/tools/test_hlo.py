@@ -8,7 +8,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.parallel.sharding import batch_sharding, data_mesh, replicated
-from resnet_jax.tools.hlo import Collective, collectives, memory_traffic
+from resnet_jax.tools.hlo import Collective, collectives, kernels, memory_traffic
 
 
 def compiled(function, *shapes, rows=False):
@@ -165,3 +165,46 @@ ENTRY %main (x: f32[16]) -> f32[2] {
         "all-gather": Collective(1, 512, 1),
         "reduce-scatter": Collective(1, 8, 1),
     }
+
+
+GPU = """
+%fused_sum (param_0.1: bf16[128,56,56,64]) -> f32[4,64] {
+  %param_0.1 = bf16[128,56,56,64]{3,2,1,0} parameter(0)
+  %convert.1 = f32[128,56,56,64]{3,2,1,0} convert(%param_0.1)
+  %slice.1 = f32[4,56,56,64]{3,2,1,0} slice(%convert.1), slice={[0:128:32], [0:56], [0:56], [0:64]}
+  ROOT %reduce.1 = f32[4,64]{1,0} reduce(%slice.1, %constant.1), dimensions={1,2}, to_apply=%add
+}
+
+%fused_whole (param_0.2: bf16[128,56,56,64]) -> (f32[4,64], bf16[4,56,56,64]) {
+  %param_0.2 = bf16[128,56,56,64]{3,2,1,0} parameter(0)
+  %slice.2 = bf16[4,56,56,64]{3,2,1,0} slice(%param_0.2), slice={[0:4], [0:56], [0:56], [0:64]}
+  %reduce.2 = f32[4,64]{1,0} reduce(%param_0.2, %constant.1), dimensions={1,2}, to_apply=%add
+  ROOT %tuple.1 = (f32[4,64]{1,0}, bf16[4,56,56,64]{3,2,1,0}) tuple(%reduce.2, %slice.2)
+}
+
+%fused_transpose (param_0.3: f32[64,9]) -> f32[9,64] {
+  %param_0.3 = f32[64,9]{1,0} parameter(0)
+  ROOT %transpose.1 = f32[9,64]{1,0} transpose(%param_0.3), dimensions={1,0}
+}
+
+ENTRY %main (x: bf16[128,56,56,64], k: f32[64,9]) -> f32[4,64] {
+  %x = bf16[128,56,56,64]{3,2,1,0} parameter(0)
+  %k = f32[64,9]{1,0} parameter(1)
+  %sum = f32[4,64]{1,0} fusion(%x), kind=kInput, calls=%fused_sum
+  %whole = (f32[4,64]{1,0}, bf16[4,56,56,64]{3,2,1,0}) fusion(%x), kind=kInput, calls=%fused_whole
+  %turned = f32[9,64]{1,0} fusion(%k), kind=kInput, calls=%fused_transpose
+  %conv = (bf16[128,56,56,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %turned), custom_call_target="__cudnn$convForward"
+  %copy = f32[64,9]{0,1} copy(%k)
+  ROOT %result = f32[4,64]{1,0} all-reduce(%sum), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+
+
+def test_a_fusion_that_takes_slices_reads_no_more():
+    x, kernel, sums, part = 2 * 128 * 56 * 56 * 64, 4 * 64 * 9, 4 * 4 * 64, 2 * 4 * 56 * 56 * 64
+    sliced, whole, turned = x // 32 + sums, x + sums + part, 2 * kernel
+    assert memory_traffic(GPU) == sliced + whole + turned + (x + kernel + x) + 2 * kernel + 2 * sums
+
+
+def test_kernels_of_a_gpu_by_kind():
+    assert kernels(GPU) == {"fusions": 2, "copies": 2, "cuDNN": 1, "collectives": 1}

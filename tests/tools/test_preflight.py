@@ -16,24 +16,22 @@ from conftest import ROOT
 from jax.experimental import topologies
 
 from resnet_jax.cli.main import main
+from resnet_jax.cli.preflight import table_of
 from resnet_jax.errors import InputError, MachineError
 from resnet_jax.models.summary import model_cost
-from resnet_jax.recipe import Augment, Data, Loss, Model, to_json
+from resnet_jax.recipe import Augment, Data, Loss, Model, Recipe, to_json
 from resnet_jax.run_dir.files import DatasetInfo
 from resnet_jax.tools import preflight as module
+from resnet_jax.tools import topology as topology_module
+from resnet_jax.tools.chips import CHIPS, link_seconds, slice_of
 from resnet_jax.tools.hlo import Collective
-from resnet_jax.tools.preflight import (
-    CHIPS,
-    Report,
-    data_of,
-    describe,
-    link_seconds,
-    preflight,
-    require_divided,
-    slice_of,
-)
+from resnet_jax.tools.preflight import Report, data_of, preflight, require_divided
+from resnet_jax.tools.topology import describe, target_config
 from resnet_jax.training.network import build_network
 
+needs_cuda_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda12_plugin") is None, reason="jax's CUDA plugin is not installed"
+)
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 
 FITS = Report("v5e:2x4", 8, 1024, "", 61.0, 16 * 2**30, arguments=3 * 2**30, temporaries=2**30, code=2**27, flops=24e9,
@@ -48,12 +46,14 @@ REFUSED = Report("v4:2x2x1", 4, 1024, "RESOURCE_EXHAUSTED: used 40.1G of 31.7G",
     [
         (
             "v5litepod-8",
-            "unknown topology 'v5litepod-8'; known: v4:2x2x4, v5e:2x4, v5p:2x2x4, v6e:2x4 and other shapes",
+            "unknown topology 'v5litepod-8'; known: v4:2x2x4, v5e:2x4, v5p:2x2x4, v6e:2x4,"
+            " a100:8, h100:8, h200:8, b200:8 and other shapes",
         ),
         ("", "unknown topology ''"),
         ("v5e:3x3", "unknown shape '3x3' of v5e; known: 1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
         ("v4:2x2", "unknown shape '2x2' of v4; known: 2x2x1, 2x2x2"),
         ("v5e", "unknown shape '' of v5e; known"),
+        ("h200:16", "unknown shape '16' of h200; known: 1, 2, 4, 8"),
     ],
 )
 def test_unknown_slices(name, message):
@@ -63,6 +63,7 @@ def test_unknown_slices(name, message):
 
 def test_known_slices():
     assert slice_of("v5p:2x2x4") == (CHIPS["v5p"], (2, 2, 4))
+    assert slice_of("h200:8") == (CHIPS["h200"], (8,))
 
 
 def test_a_batch_that_the_chips_do_not_divide():
@@ -86,6 +87,18 @@ def test_time_on_the_links():
     assert link_seconds(reduced, "v5e:16x16") == pytest.approx(2 * 255 / 256 * 1e8 / 200e9)
     assert link_seconds(reduced, "v5p:2x2x1") == pytest.approx(2 * 3 / 4 * 1e8 / 200e9)
     assert link_seconds(reduced, "v5e:1x1") == 0
+    # All links of a GPU lead to the switches that join all GPUs
+    assert link_seconds(reduced, "h200:8") == pytest.approx(2 * 7 / 8 * 1e8 / 450e9)
+    assert link_seconds(reduced, "h200:2") == pytest.approx(1e8 / 450e9)
+    assert link_seconds(reduced, "h200:1") == 0
+
+
+def test_a_gpu_counts_its_kernels_and_the_table_shows_them():
+    gpu = FITS._replace(topology="h200:8", bytes_accessed=0.0, kernels={"fusions": 1114, "cuDNN": 158})
+    rows = [list(column.cells) for column in table_of([gpu], "").columns]
+    cells = dict(zip(*rows, strict=True))
+    assert (cells["fusions per step"], cells["cuDNN per step"]) == ("1,114", "158")
+    assert "bytes accessed per image" not in cells
 
 
 def test_the_roofline():
@@ -137,6 +150,27 @@ def test_without_libtpu(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MachineError, match=r"libtpu is not installed; it comes with: pip install 'jax\[tpu\]'"):
         describe("v5e:2x4")
+    wanted = re.escape(f"comes with: pip install jax-cuda12-plugin=={jax.__version__}")
+    with pytest.raises(MachineError, match=wanted):
+        describe("h200:8")
+
+
+def test_a_plugin_of_another_version(monkeypatch, capfd):
+    def refuse(*_, **__):
+        os.write(2, b"could not find drivers")
+        raise RuntimeError("Mismatched PJRT plugin\nlong story")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(MachineError, match=r"cannot describe 8 x NVIDIA H200 \(Mismatched PJRT plugin\); see whether"):
+        describe("h200:8")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_target_says_what_was_published():
+    text = target_config(CHIPS["b200"])
+    for fact in ("core_count: 148", "device_memory_size: 191514411008", "major: 10", "memory_bandwidth: 7672000000000"):
+        assert fact in text
 
 
 def test_a_libtpu_that_does_not_answer(monkeypatch):
@@ -145,8 +179,8 @@ def test_a_libtpu_that_does_not_answer(monkeypatch):
     end = threading.Event()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(topologies, "get_topology_desc", lambda *_, **__: end.wait(60))
-    monkeypatch.setattr(module, "_PATIENCE", 0.05)
-    monkeypatch.setattr(module, "_quiet", lambda: None)
+    monkeypatch.setattr(topology_module, "_PATIENCE", 0.05)
+    monkeypatch.setattr(topology_module, "_quiet", lambda: None)
     with pytest.raises(MachineError, match=r"libtpu has not described v5e:2x4 within 0\.05 s; see whether another"):
         describe("v5e:2x4")
     end.set()
@@ -178,7 +212,7 @@ def test_the_table(written, capsys):
     assert cells["fits"] == "yes, 26% of 16 GiB"
     assert cells["FLOPs per image"] == "24.000 G"
     assert cells["6 x its multiply-adds"] == "24.535 G"
-    assert cells["of these in HBM"] == "200.0 MB"
+    assert cells["bytes in HBM per image"] == "200.0 MB"
     assert cells["all-reduce per step"] == "2, 100.0 MB"
     assert cells["of these, asynchronous"] == "0"
     assert cells["roofline, per step"] == "40.00 ms"
@@ -205,7 +239,7 @@ def test_json(written, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "say for which slices: --topology v5e:2x4"),
+        ([], "name the chips, --topology v5e:2x4 or h200:8"),
         (["--topology", "v5e:2x4", "v9:1"], "unknown topology 'v9:1'"),
         (["--topology", "v5e:2x4", "--param-sharding", "all"], "--param-sharding"),
     ],
@@ -310,6 +344,23 @@ assert jax.default_backend() == "cpu"
     assert [process.communicate(timeout=120) for process in started] == [("8\n", "")] * 2
 
 
+@needs_cuda_plugin
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_small_step_on_gpus(small, count):
+    recipe, dataset = small
+    recipe = dataclasses.replace(recipe, batch_size=4 * count)
+    report = preflight(recipe, dataset, f"h200:{count}")
+    assert (report.chips, report.batch, report.refusal) == (count, 4 * count, "")
+    assert report.collectives.keys() == ({"all-reduce"} if count > 1 else set())
+    assert sum(each.count for each in report.collectives.values()) <= 2
+    # Forward, and for each convolution gradients of its kernel and, but for the first, of its map
+    assert report.kernels["cuDNN"] > 0
+    assert report.kernels["fusions"] > 0
+    assert report.flops == pytest.approx(6 * report.multiply_adds, rel=0.3)
+    assert report.memory_traffic > 0
+
+
 @needs_libtpu
 @pytest.mark.slow
 def test_resnet50(tmp_path, capsys):
@@ -321,3 +372,41 @@ def test_resnet50(tmp_path, capsys):
     assert report["collectives"]["all-reduce"]["count"] <= 3
     assert 2 * 25.5e6 < report["collectives"]["all-reduce"]["bytes"] < 4.1 * 25.6e6
     assert report["bound"] == "memory bandwidth"
+
+
+DETECTOR = {"depths": (1, 1, 1, 1), "width": 8, "pyramid_width": 32}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["retinanet_resnet18_fpn", "fasterrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "chip", [pytest.param("v5e:1x1", marks=needs_libtpu), pytest.param("h200:1", marks=needs_cuda_plugin)]
+)
+def test_a_detector_compiles(name, chip):
+    """Matching, drawing, top-k, suppression and features of boxes, with all their gradients."""
+    recipe = Recipe(
+        model=Model(name=name, fields=DETECTOR),
+        loss=Loss(name="detection", max_objects=4),
+        augment=Augment(crop_padding=0),
+        batch_size=2,
+    )
+    report = preflight(recipe, DatasetInfo(("a", "b"), (64, 64, 3), 40, ""), chip)
+    assert (report.chips, report.batch, report.refusal) == (1, 2, "")
+    assert report.temporaries > 0
+    assert report.memory_traffic > 0
+    assert report.flops > 2 * report.multiply_adds > 0
+
+
+def test_a_network_is_named_alone(monkeypatch, capsys):
+    """Of its published shape and classes, with the loss of what it predicts."""
+    taken = []
+    monkeypatch.setattr(module, "preflight", lambda recipe, dataset, *_, **__: taken.append((recipe, dataset)) or FITS)
+    for name in ("retinanet_resnet50_fpn", "unet_resnet18", "resnet20"):
+        assert main(["preflight", name, "--topology", "v5e:2x4", "--batch-size", "64"]) == 0
+    shapes = [(r.loss.name, r.batch_size, d.image_shape, len(d.classes)) for r, d in taken]
+    assert shapes == [
+        ("detection", 64, (800, 800, 3), 91),
+        ("pixel_cross_entropy", 64, (224, 224, 3), 21),
+        ("cross_entropy", 64, (32, 32, 3), 10),
+    ]
+    assert "assuming images of 800 x 800 x 3 and 91 classes" in capsys.readouterr().out

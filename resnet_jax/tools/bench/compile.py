@@ -4,10 +4,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import jax
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
+from resnet_jax.runtime.compilation_cache import cache_settings
 
 T = TypeVar("T")
 
@@ -25,23 +24,13 @@ def cold_and_warm(compiled: Callable[[], T]) -> tuple[T, float, float]:
 @contextmanager
 def _empty_cache() -> Iterator[None]:
     """Use an empty compilation cache, and restore JAX's settings at the end."""
-    with tempfile.TemporaryDirectory(prefix="resnet-jax-bench-") as folder:
-        settings: dict[str, Any] = {
-            "jax_compilation_cache_dir": folder,
-            "jax_enable_compilation_cache": True,
-            "jax_compilation_cache_max_size": -1,
-            "jax_persistent_cache_min_compile_time_secs": 0.0,
-        }
-        before = {name: jax.config.values[name] for name in settings}
-        try:
-            _set(settings)
-            yield
-        finally:
-            _set(before)
-
-
-def _set(settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    # Otherwise JAX would keep the first cache that it used
-    reset_cache()
+    with (
+        tempfile.TemporaryDirectory(prefix="resnet-jax-bench-") as folder,
+        cache_settings(
+            jax_compilation_cache_dir=folder,
+            jax_enable_compilation_cache=True,
+            jax_compilation_cache_max_size=-1,
+            jax_persistent_cache_min_compile_time_secs=0.0,
+        ),
+    ):
+        yield

@@ -18,7 +18,8 @@ from resnet_jax.input_pipeline.sampler import Batch, batch_indices
 from resnet_jax.parallel.sharding import batch_sharding
 from resnet_jax.recipe import Recipe, check
 from resnet_jax.runtime.compiler_options import compiler_options
-from resnet_jax.training.setup import make_setup, train_size_at
+from resnet_jax.training.make_step import train_size_at
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 
 
@@ -51,7 +52,7 @@ def measure_data(
     threads = default_threads() if num_threads is None else num_threads
 
     def indices(step: int) -> np.ndarray:
-        return batch_indices(seed, step, batch, source.size, recipe.augment.aug_repeats)
+        return batch_indices(seed, step, batch, source.size, recipe.augment.aug_repeats, source.draws)
 
     read = reader(source, original_crop(recipe, source))
 
@@ -61,7 +62,8 @@ def measure_data(
     images, labels = next(batches(0))
     copy = partial(jax.device_put, device=batch_sharding(setup.mesh))
     size = train_size_at(recipe, source.size, 0)
-    prepared = make_preprocess(recipe, source.size, len(source.classes), setup.task.targets.to_soft, image_size=size)
+    spec = setup.task.targets
+    prepared = make_preprocess(recipe, source.size, len(source.classes), spec.to_soft, image_size=size, fill=spec.fill)
     preprocess = partial(jax.jit(prepared, compiler_options=compiler_options()), jax.random.key(0), 0)
     resident = gather_batch(Batch(copy(images), copy(labels), None, copy(indices(0))))
     one = (

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from resnet_jax.runtime.compiler_options import compiler_options
-from resnet_jax.tools.preflight import CHIPS
+from resnet_jax.tools.chips import CHIPS
 from resnet_jax.training.aot import step_bytes
 
 # Rows of the matrices whose product measures an unknown device

@@ -4,28 +4,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 
-from resnet_jax.data.source import Source, from_arrays
+from resnet_jax.data.resize import height_and_width
+from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.input_pipeline.device_input import StepInput, evaluation_batches, open_device_split, training_batches
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.input_pipeline.preprocess import original_crop
+from resnet_jax.models.backbone import Network
+from resnet_jax.models.detection.objects import make_objects
 from resnet_jax.models.summary import model_cost
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.parallel.sharding import require_divisible_batch
-from resnet_jax.recipe import Data, Model, Recipe, Schedule, check, load_recipe
+from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule, check, load_recipe
+from resnet_jax.tasks.make import published_loss
 from resnet_jax.tools.bench.compile import cold_and_warm
 from resnet_jax.tools.bench.device import memory_of, peak_bytes, peak_of, process_bytes
 from resnet_jax.training.aot import compile_within
 from resnet_jax.training.evaluate import make_eval_step
-from resnet_jax.training.setup import TrainSetup, init_train_state, make_setup, step_key, train_size_at
+from resnet_jax.training.init import init_train_state
+from resnet_jax.training.make_step import step_constants, train_size_at
+from resnet_jax.training.setup import TrainSetup, make_setup
 from resnet_jax.training.sources import Sources, open_sources
+from resnet_jax.training.teacher import with_teacher
 from resnet_jax.weights.load import create_model
 
 What = Literal["train", "eval"]
@@ -36,6 +42,8 @@ _AHEAD = 2
 _WARM_UP = 3
 # Steps in a profile
 _TRACED = 3
+# Images per step of networks that predict pixels or boxes
+_BATCHES = {"pixels": 8, "boxes": 2}
 # FLOPs per multiply-add: two forward, four backward
 _COSTS = {"train": 6, "eval": 2}
 
@@ -84,18 +92,31 @@ class StepBenchmark(NamedTuple):
     compile_warm_s: float  # from the persistent cache
 
 
-def bench_target(word: str, *, network: str | None = None) -> BenchTarget:
+def bench_target(word: str, *, network: str | None = None, data: str | None = None) -> BenchTarget:
     """Return a network on random images, or a recipe file or run; raise InputError for other words."""
     path = Path(word)
     if word not in MODELS and (path.exists() or path.suffix in (".py", ".json") or len(path.parts) > 1):
-        return BenchTarget(word, load_recipe(path, network=network), made_up=False)
+        return BenchTarget(word, load_recipe(path, network=network, data=data), made_up=False)
     model = create_model(word)
     if len(model.input_shape) != 3:
         raise InputError(f"bench: {word} takes no images; name a network that does")
-    batch = 32 if model.input_shape[0] >= 128 else 128
-    data, schedule = Data(name="synthetic"), Schedule(warmup=0.0)
-    recipe = Recipe(model=Model(name=word), data=data, schedule=schedule, batch_size=batch, epochs=None, steps=10**6)
+    batch = _BATCHES.get(_predicts(model), 32 if model.input_shape[0] >= 128 else 128)
+    recipe = Recipe(
+        model=Model(name=word),
+        loss=published_loss(word),
+        data=Data(name="synthetic"),
+        augment=Augment(crop_padding=0) if _predicts(model) else Augment(),
+        schedule=Schedule(warmup=0.0),
+        batch_size=batch,
+        epochs=None,
+        steps=10**6,
+    )
     return BenchTarget(word, recipe, made_up=True)
+
+
+def _predicts(network: Network) -> str:
+    """Return "pixels" or "boxes"; empty for classes of images."""
+    return getattr(network, "predicts", "")
 
 
 def measure_step(
@@ -175,12 +196,13 @@ def _training(name: str, setup: TrainSetup, sources: Sources, loading: DataLoadi
     recipe = setup.recipe
     split = open_device_split(sources.train, setup.mesh, loading, None, original_crop(recipe, sources.train))
     batches = training_batches(split, recipe, range(10**9))
-    state, first, key = init_train_state(setup), next(batches), step_key(setup)
+    setup = with_teacher(setup)
+    state, first, constants = init_train_state(setup), next(batches), step_constants(setup)
     size = train_size_at(recipe, setup.dataset.train_size, 0)
-    (step, _), *seconds = cold_and_warm(lambda: compile_within(setup, [1], size, (state, first, key)))
+    (step, _), *seconds = cold_and_warm(lambda: compile_within(setup, [1], size, (state, first, *constants)))
 
     def call(state: Any, inputs: StepInput) -> tuple[Any, Any]:
-        return step(state, inputs, key)
+        return step(state, inputs, *constants)
 
     shape = setup.dataset.image_shape if size is None else (size, size, setup.dataset.image_shape[-1])
     return _Bench(name, "train", setup, step, call, state, batches, shape, (seconds[0], seconds[1]), had)
@@ -278,11 +300,29 @@ def _made_up(recipe: Recipe) -> tuple[Recipe, tuple[Source, Source]]:
     network, channels = create_model(recipe.model.name), max(len(recipe.data.mean), len(recipe.data.std))
     height, width, published_channels = network.input_shape
     shape = (
-        *((recipe.data.image_size,) * 2 if recipe.data.image_size else (height, width)),
+        *(height_and_width(recipe.data.image_size) if recipe.data.image_size else (height, width)),
         max(channels, published_channels),
     )
     count, rng = 2 * recipe.batch_size, np.random.Generator(np.random.Philox(key=0))
     images = rng.integers(0, 256, (count, *shape), np.uint8)
-    labels = np.arange(count) % network.num_classes
-    split = partial(from_arrays, images, labels, [str(number) for number in range(network.num_classes)])
-    return replace(recipe, data=replace(recipe.data, image_size=None)), (split(), split())
+    split = _made_up_split(network, images, rng)
+    return replace(recipe, data=replace(recipe.data, image_size=None)), (split, split)
+
+
+def _made_up_split(network: Network, images: np.ndarray, rng: np.random.Generator) -> Source:
+    """Return images (n, h, w, c) with random targets of what a network predicts; with boxes, eight an image."""
+    (count, height, width, _), classes = images.shape, network.num_classes
+    names = tuple(map(str, range(classes)))
+    if _predicts(network) == "pixels":
+        masks = rng.integers(0, classes, (count, height, width), np.uint8)
+        return Source(count, names, lambda index: Example(images[index], masks[index]))
+    if _predicts(network) == "boxes":
+        corners = np.sort(rng.random((count, 8, 2, 2)), 2) * (width - 1, height - 1)
+        corners[:, :, 1] += 1
+        labels = rng.integers(0, classes, (count, 8))
+        return Source(
+            count,
+            names,
+            lambda index: Example(images[index], make_objects(corners[index].reshape(8, 4), labels[index])),
+        )
+    return from_arrays(images, np.arange(count) % classes, names)
