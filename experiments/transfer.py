@@ -24,6 +24,7 @@ below it. On another processor and an earlier version of this library, from scra
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -37,7 +38,7 @@ from resnet_jax.training.options import RunOptions
 # Preprocessing of nearly all published weights, akamaster's for CIFAR-10 among them
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Fields of the network and of the optimiser in which a method differs from fine-tuning all layers
-METHODS: dict[str, tuple[dict, dict]] = {
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "from scratch": ({"pretrained": None}, {}),
     "head only": ({"freeze_norm": True}, {"freeze": ("stem", "stage*")}),
     "all layers": ({}, {}),

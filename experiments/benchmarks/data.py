@@ -31,7 +31,7 @@ from resnet_jax.input_pipeline.host_input import stream
 BATCH, SIZE = 32, 224
 
 
-def ours(source: Source) -> Callable:
+def ours(source: Source) -> Callable[..., Any]:
     """Return batches of the library's own pipeline."""
     crop = crop_reader(source, seed=0, size=SIZE)
 
@@ -60,7 +60,7 @@ def torch_loader(files: list[Path], workers: int) -> Iterator[Any]:
     import torch
     from torch.utils.data import DataLoader, Dataset
 
-    class Photos(Dataset):
+    class Photos(Dataset[Any]):
         def __len__(self) -> int:
             return len(files)
 
@@ -76,7 +76,7 @@ def torch_loader(files: list[Path], workers: int) -> Iterator[Any]:
     return iter(DataLoader(Photos(), BATCH, num_workers=workers, drop_last=True))
 
 
-def with_decoder(read: Callable[[bytes], np.ndarray], resize: Callable[[np.ndarray], np.ndarray]) -> Callable:
+def with_decoder(read: Callable[[bytes], np.ndarray], resize: Callable[[np.ndarray], np.ndarray]) -> Callable[..., Any]:
     """Return batches of another decoder, in one thread."""
 
     def batches(files: list[Path], _: int) -> Iterator[Any]:
@@ -96,9 +96,9 @@ def pillow_resize(part: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(part).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
 
 
-def readers(files: Source, packed: Source) -> dict[str, tuple[Callable, int]]:
+def readers(files: Source, packed: Source) -> dict[str, tuple[Callable[..., Any], int]]:
     """Return the readers by name: a function (files, workers) -> batches, and the number of workers."""
-    found: dict[str, tuple[Callable, int]] = {f"resnet_jax, {n} threads": (ours(files), n) for n in (1, 2)}
+    found: dict[str, tuple[Callable[..., Any], int]] = {f"resnet_jax, {n} threads": (ours(files), n) for n in (1, 2)}
     found |= {f"resnet_jax, packed at 256 pixels, {n} threads": (ours(packed), n) for n in (1, 2)}
     if importlib.util.find_spec("torch"):
         found |= {f"torch DataLoader, {n} workers": (torch_loader, n) for n in (1, 2)}

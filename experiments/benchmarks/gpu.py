@@ -37,7 +37,9 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.recipe import Recipe
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.tools.bench.step import bench_target
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, shardings, step_key
+from resnet_jax.training.init import init_train_state, shardings
+from resnet_jax.training.make_step import make_train_step, step_key
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 from resnet_jax.weights.load import create_model
 
@@ -71,7 +73,7 @@ Step = Callable[[], Any]
 class Worker(NamedTuple):
     """The process of a variant, waiting for a round."""
 
-    process: subprocess.Popen
+    process: subprocess.Popen[str]
     requests: IO[str]
     replies: IO[str]
 
@@ -94,8 +96,8 @@ def our_step(recipe: Recipe, scanned: int = 1, conv: type[Conv] = Conv) -> Step:
 
         def step() -> Any:
             nonlocal state
-            state, status = train_step(state, next(batches), key)
-            return status
+            state, sums = train_step(state, next(batches), key)
+            return sums
 
         return step
 
@@ -109,8 +111,8 @@ def our_step(recipe: Recipe, scanned: int = 1, conv: type[Conv] = Conv) -> Step:
     def steps() -> Any:
         nonlocal state
         inputs: Any = [next(batches) for _ in range(scanned)]
-        state, status = scan_steps(state, jnp.stack([batch.indices for batch in inputs]))
-        return status
+        state, sums = scan_steps(state, jnp.stack([batch.indices for batch in inputs]))
+        return sums
 
     return steps
 

@@ -27,7 +27,9 @@ from resnet_jax.run_dir.files import DatasetInfo
 from resnet_jax.tools.bench.step import MeasureFor, bench_target, measure_step
 from resnet_jax.tools.hlo import collectives
 from resnet_jax.tools.preflight import abstract_batch
-from resnet_jax.training.setup import abstract_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.init import abstract_train_state
+from resnet_jax.training.make_step import make_train_step, step_key
+from resnet_jax.training.setup import make_setup
 
 PICTURE = Path("experiments/pictures/growth.png")
 BATCHES = (8, 16, 32, 64, 128, 256)

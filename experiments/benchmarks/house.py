@@ -23,8 +23,10 @@ import resnet_jax
 from resnet_jax.input_pipeline.device_input import open_device_split, training_batches
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.recipe import Recipe
+from resnet_jax.training.init import abstract_train_state
+from resnet_jax.training.make_step import make_train_step, step_key
 from resnet_jax.training.options import default_data_dir
-from resnet_jax.training.setup import abstract_train_state, make_setup, make_train_step, step_key
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 
 PACKAGE = Path(resnet_jax.__file__).parent
@@ -54,10 +56,10 @@ def functions_to_the_loss() -> list[str]:
     def count(frame: FrameType, event: str, argument: Any) -> None:
         nonlocal reached
         code = frame.f_code
-        path = Path(code.co_filename)
-        if reached or event != "call" or PACKAGE not in path.parents or code.co_name.startswith("<"):
+        ours = event == "call" and code.co_filename.startswith(str(PACKAGE))
+        if reached or not ours or code.co_name.startswith("<"):
             return
-        name = path.relative_to(PACKAGE)
+        name = Path(code.co_filename).relative_to(PACKAGE)
         if name.parts[0] != "models":
             seen[f"{name}: {code.co_name}"] = None
         reached = code.co_name == "cross_entropy"

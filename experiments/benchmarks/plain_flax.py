@@ -21,7 +21,7 @@ Make = Callable[..., Callable[[jax.Array], jax.Array]]
 def sgd_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Callable[..., tuple[Any, Any, Any, Any]]:
     """Return the function (params, batch_stats, opt_state, images, labels) -> (the first three, loss)."""
 
-    def step(params: Any, batch_stats: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> tuple:
+    def step(params: Any, batch_stats: Any, opt_state: Any, images: jax.Array, labels: jax.Array) -> tuple[Any, ...]:
         def objective(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": batch_stats}
             logits, updated = model.apply(variables, images, train=True, mutable=["batch_stats"])

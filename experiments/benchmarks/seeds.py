@@ -37,7 +37,7 @@ from resnet_jax.parallel.sharding import data_mesh
 from resnet_jax.recipe import Recipe, load_recipe
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.seed_layout import SeedRuns, device_slices, seconds_per_round
-from resnet_jax.training.setup import BatchLayout, Parts
+from resnet_jax.training.setup import Parts
 from resnet_jax.training.sources import open_sources
 
 
@@ -47,12 +47,13 @@ def seed_runs(recipe: Recipe, data_dir: Path, count: int) -> SeedRuns:
         recipes={seed: replace(recipe, seed=seed) for seed in range(count)},
         out=Path(),
         sources=open_sources(recipe, data_dir),
-        layout=BatchLayout(data_mesh(1)),
+        mesh=data_mesh(1),
         options=RunOptions(),
         parts=Parts(),
         loggers=(),
         log=lambda line: None,
         programs={},
+        stacked={},
         corrupt={},
         stop=lambda: 0,
     )

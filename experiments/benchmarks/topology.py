@@ -35,9 +35,12 @@ from resnet_jax.input_pipeline.device_input import open_device_split, training_b
 from resnet_jax.parallel.hosts import HostOptions, join_hosts
 from resnet_jax.parallel.sharding import ParamSharding, mesh_of, place
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule, load_recipe, to_json
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, shardings, step_key
+from resnet_jax.training.init import init_train_state, shardings
+from resnet_jax.training.make_step import make_train_step, step_constants
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.teacher import with_teacher
 
 # BatchNorm over 8 images, so that 8 devices hold whole groups of a batch of 256 in 4 microbatches; and everything that
 # is random
@@ -96,17 +99,21 @@ def train(
     setup = make_setup(
         recipe, sources.dataset, devices, grad_accum_steps=grad_accum_steps, param_sharding=param_sharding
     )
+    setup = with_teacher(setup)
     with jax.enable_x64(double):
         state = jax.tree.map(place, initial_state(recipe), shardings(setup))
         if double:
             setup = setup._replace(model=setup.model.clone(dtype=jnp.float64))
+            if teacher := setup.teacher:
+                setup = setup._replace(teacher=teacher._replace(model=teacher.model.clone(dtype=jnp.float64)))
             state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, state)
         if nudge:
             params = jax.tree.map(lambda x: x * (1 + jnp.finfo(x.dtype).eps), state.params)
             state = state.replace(params=params)
-        split, train_step, key = open_device_split(sources.train, setup.mesh), make_train_step(setup), step_key(setup)
+        split, train_step = open_device_split(sources.train, setup.mesh), make_train_step(setup)
+        constants = step_constants(setup)
         for inputs in training_batches(split, recipe, range(setup.steps)):
-            state, _ = train_step(state, inputs, key)
+            state, _ = train_step(state, inputs, *constants)
         leaves = jax.tree_util.tree_leaves_with_path((state.params, state.batch_stats, state.ema))
         return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 

@@ -64,7 +64,7 @@ def without_norm(**fields: Any) -> Any:
     return identity
 
 
-def block_norms(model: ResNet, grads: dict) -> Array:
+def block_norms(model: ResNet, grads: dict[str, Any]) -> Array:
     """Return the norm of the gradient of the kernels of each block, (blocks,), in the order of the network."""
     stages = enumerate(model.stages(), 1)
     names = [f"stage{number}_block{index + 1}" for number, stage in stages for index in range(stage.depth)]
@@ -83,10 +83,12 @@ def recording_norms(setup: TrainSetup) -> TrainSetup:
     model = setup.model
     assert isinstance(model, ResNet)
 
-    def init(params: dict) -> Array:
+    def init(params: dict[str, Any]) -> Array:
         return jnp.zeros(sum(model.depths))
 
-    def update(grads: dict, state: Array, params: dict | None = None) -> tuple[dict, Array]:
+    def update(
+        grads: dict[str, Any], state: Array, params: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], Array]:
         return grads, block_norms(model, grads)
 
     return setup._replace(optimizer=optax.chain(optax.GradientTransformation(init, update), setup.optimizer))

@@ -32,7 +32,7 @@ from experiments import script
 from experiments.questions import trials
 from resnet_jax import TrainState, compiler_options, eval_step
 from resnet_jax.data.augment import normalize
-from resnet_jax.input_pipeline.device_input import IndexedBatch, gather_batch
+from resnet_jax.input_pipeline.device_input import IndexedBatch
 from resnet_jax.recipe import Model
 from resnet_jax.tasks.metrics import loss_metric
 
@@ -92,7 +92,7 @@ def make_loss(trial: trials.Trial, images: int) -> Callable[..., Array]:
     @partial(jax.jit, compiler_options=compiler_options())
     def shifted_loss(batch: IndexedBatch, state: TrainState, one: Any, other: Any, a: Array, b: Array) -> Array:
         params = jax.tree.map(lambda p, d, e: p + a * d + b * e, state.params, one, other)
-        sums = measure(state.replace(params=params), gather_batch(batch))["loss"]
+        sums = measure(state.replace(params=params), batch)["loss"]
         return sums["loss"] / sums["weight"]
 
     return partial(shifted_loss, trials.batch_at(trial, np.arange(images)))

@@ -24,9 +24,10 @@ from resnet_jax.parallel.sharding import batch_sharding, place
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Schedule
 from resnet_jax.report.statistics import mean_and_std
 from resnet_jax.training.evaluate import evaluate_split, make_eval_step
-from resnet_jax.training.setup import TrainSetup, init_fn, make_setup, make_train_step, random_keys, shardings, step_key
+from resnet_jax.training.init import init_fn, random_keys, shardings
+from resnet_jax.training.make_step import make_train_step, step_key
+from resnet_jax.training.setup import TrainSetup, make_setup
 from resnet_jax.training.sources import open_sources
-from resnet_jax.training.step import StepStatus
 
 HOME = Path(__file__).parent
 PICTURES = HOME.parent / "pictures" / "questions"
@@ -45,8 +46,8 @@ class Trial(NamedTuple):
     evaluation: DeviceSplit
     init: Callable[[Array], TrainState]
     """Key of the initial parameters -> state before the first step."""
-    train_step: Callable[[TrainState, IndexedBatch, Array], tuple[TrainState, StepStatus]]
-    """(state, batch, step key) -> (state, status); the state given is donated."""
+    train_step: Callable[[TrainState, IndexedBatch, Array], tuple[TrainState, dict[str, Any]]]
+    """(state, batch, step key) -> (state, sums); the state given is donated."""
 
 
 def short_recipe(
@@ -122,8 +123,8 @@ def training(trial: Trial, seed: int) -> Iterator[tuple[TrainState, float]]:
     init_key, key = keys_of(trial, seed)
     state = trial.init(init_key)
     for batch in batches(trial, seed):
-        state, status = trial.train_step(state, batch, key)
-        yield state, float(status.sums["loss"]) / int(status.sums["weight"])
+        state, sums = trial.train_step(state, batch, key)
+        yield state, float(sums["loss"]) / int(sums["weight"])
 
 
 class TrialResult(NamedTuple):

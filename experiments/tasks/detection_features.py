@@ -18,7 +18,8 @@ import numpy as np
 from experiments import script
 from resnet_jax import FPN, compiler_options, create_model
 from resnet_jax.data.augment import normalize
-from resnet_jax.data.image import decode, shrink
+from resnet_jax.data.image import decode
+from resnet_jax.data.resize import shrink
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

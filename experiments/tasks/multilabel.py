@@ -18,7 +18,7 @@ from resnet_jax import fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
-from resnet_jax.training.loop import TrainResult
+from resnet_jax.training.run_state import TrainResult
 
 PICTURES = {"train": 3000, "test": 600}
 recipe = Recipe(
@@ -51,7 +51,7 @@ def run(out: Path, **options: Any) -> TrainResult:
     """Train on pictures of the training digits and evaluate on pictures of the test digits."""
     counts = enumerate(PICTURES.items())
     train, test = (pictures(digits(split, Path()), count, seed) for seed, (split, count) in counts)
-    return fit(recipe, train, test, out, classes=tuple("0123456789"), **options)
+    return fit(recipe, train, test, out, classes=tuple("0123456789"), **options).result
 
 
 def main() -> None:

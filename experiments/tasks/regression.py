@@ -23,7 +23,7 @@ from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.inference.predict import predict_probs
 from resnet_jax.recipe import Augment, Data, Loss, Model, Optimizer, Recipe, Schedule
-from resnet_jax.training.loop import TrainResult
+from resnet_jax.training.run_state import TrainResult
 
 # Largest angle in degrees, degrees per unit of the network's output, and pixels in height and width
 LARGEST, UNIT, SIDE = 60, 30, 16
@@ -54,7 +54,7 @@ def rotated(split: Source, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def run(out: Path, **options: Any) -> TrainResult:
     """Train on the 1,437 training digits and evaluate on the other 360."""
     train, test = (rotated(digits(split, Path()), seed) for seed, split in enumerate(("train", "test")))
-    return fit(recipe, train, test, out, classes=("angle",), **options)
+    return fit(recipe, train, test, out, classes=("angle",), **options).result
 
 
 def draw(out: Path, path: Path) -> None:

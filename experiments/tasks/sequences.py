@@ -19,7 +19,7 @@ from resnet_jax import fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
-from resnet_jax.training.loop import TrainResult
+from resnet_jax.training.run_state import TrainResult
 
 recipe = Recipe(
     # Narrower, without the last stage, and with a stem that keeps the length
@@ -42,7 +42,7 @@ def read(split: Source) -> tuple[np.ndarray, np.ndarray]:
 def run(out: Path, **options: Any) -> TrainResult:
     """Train on the 1,437 training digits and evaluate on the other 360."""
     train, test = (read(digits(split, Path())) for split in ("train", "test"))
-    return fit(recipe, train, test, out, **options)
+    return fit(recipe, train, test, out, **options).result
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from resnet_jax import fit
 from resnet_jax.data.datasets import digits
 from resnet_jax.data.source import Source, to_arrays
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
-from resnet_jax.training.loop import TrainResult
+from resnet_jax.training.run_state import TrainResult
 
 FRAMES, SIDE = 8, 12
 # Pixels down and to the right, per frame
@@ -61,7 +61,7 @@ def moving(split: Source, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def run(out: Path, **options: Any) -> TrainResult:
     """Train on videos of the 1,437 training digits and evaluate on videos of the other 360."""
     train, test = (moving(digits(split, Path()), seed) for seed, split in enumerate(("train", "test")))
-    return fit(recipe, train, test, out, classes=tuple(DIRECTIONS), **options)
+    return fit(recipe, train, test, out, classes=tuple(DIRECTIONS), **options).result
 
 
 def main() -> None:

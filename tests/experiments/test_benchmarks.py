@@ -38,6 +38,12 @@ def test_readers_of_photos(script, photos, tmp_path, monkeypatch):
         assert (images.shape, images.dtype) == ((4, 224, 224, 3), np.uint8)
 
 
+def test_a_batch_passes_eight_functions_to_the_loss(script):
+    passed = script("benchmarks", "house.py").functions_to_the_loss()
+    assert passed[-1] == "tasks/losses.py: cross_entropy"
+    assert len(passed) <= 8, passed
+
+
 @pytest.mark.slow
 def test_reading_photos(photos):
     """The whole script, with torch if it is installed."""

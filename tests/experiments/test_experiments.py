@@ -12,9 +12,10 @@ from resnet_jax.cli.main import main
 from resnet_jax.data.source import from_arrays
 from resnet_jax.recipe import Optimizer, Recipe, Schedule, check, fields_of, from_json, load_recipe, to_json
 from resnet_jax.run_dir.files import DatasetInfo
+from resnet_jax.training.init import abstract_train_state
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.run import train
-from resnet_jax.training.setup import abstract_train_state, make_setup
+from resnet_jax.training.setup import make_setup
 
 HOME = ROOT / "experiments"
 RECIPES = ("cifar10", "finetune", "imagenet")  # the other folders hold scripts
@@ -23,6 +24,7 @@ DATASETS = {
     "digits": DatasetInfo(tuple("0123456789"), (8, 8, 1), 1437, ""),
     "cifar10": DatasetInfo(tuple("0123456789"), (32, 32, 3), 50_000, ""),
     "folder:hymenoptera": DatasetInfo(("ants", "bees"), (224, 224, 3), 244, ""),
+    "files:train.zip/train/{class}.*.jpg": DatasetInfo(("cat", "dog"), (224, 224, 3), 22_500, ""),
     "folder:imagenet": DatasetInfo(tuple(map(str, range(1000))), (224, 224, 3), 1_281_167, ""),
 }
 

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from experiments.privacy.secure_sum import masked_sum
 from experiments.questions import federated, gradients, norm_groups, preactivation, shortcuts, surface, trials
 from resnet_jax import SHORTCUTS, InputError, compiler_options
 from resnet_jax.input_pipeline.sampler import batch_indices
@@ -202,14 +203,16 @@ def test_groups_divide_the_batch():
         norm_groups.outcome(dataclasses.replace(TINY, norm_group_size=7), "digits", 2, 1)
 
 
-@pytest.mark.parametrize("split", ["central", "IID", "skewed"])
+@pytest.mark.parametrize("split", ["central", "IID", "skewed", "unequal"])
 def test_every_example_is_of_one_client(split):
     labels = np.random.default_rng(0).integers(0, 10, 1437)
     clients = federated.SPLITS[split](labels, 10, 0)
     assert sorted(np.concatenate(clients)) == list(range(1437))
     assert len(clients) == (1 if split == "central" else 10)
     classes = [len(np.unique(labels[client])) for client in clients]
-    assert min(classes) == 10 if split != "skewed" else max(classes) <= 4
+    assert max(classes) <= 6 if split in ("skewed", "unequal") else min(classes) == 10
+    sizes = [len(client) for client in clients]
+    assert (max(sizes) > 2 * min(sizes)) == (split == "unequal")
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +243,31 @@ def test_clients_are_averaged_by_their_data(trial, train_round):
     expected = jax.tree.map(lambda one, other: 0.25 * one + 0.75 * other, *alone)
     chex.assert_trees_all_close(variables(federal), expected, rtol=1e-4, atol=1e-5)
     assert int(federal.step) == 2
+
+
+def test_clients_of_unequal_size_take_a_pass_over_their_own_data():
+    """Against each client trained by itself with FedProx, which takes as many steps as it has batches."""
+    prox = trials.make_trial(RECIPE, change=partial(federated.with_norm, "BatchNorm", strength=0.5))
+    clients = [np.arange(16), np.arange(16, 40)]
+    init_key, key = trials.keys_of(prox, 0)
+    found = federated.make_round(prox, None, masked_sum)(prox.init(init_key), clients, 0, 0)
+    assert int(found.step) == 3
+    alone = []
+    for client, steps in zip(clients, (2, 3), strict=True):
+        state = prox.init(init_key)
+        for step in range(steps):
+            state, _ = prox.train_step(
+                state, trials.batch_at(prox, client[batch_indices(0, step, 8, len(client))]), key
+            )
+        alone.append(variables(state))
+    expected = jax.tree.map(lambda one, other: 0.4 * one + 0.6 * other, *alone)
+    chex.assert_trees_all_close(variables(found), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_fedprox_pulls_towards_the_server():
+    rule = federated.stay_near(0.5)
+    updates, _ = rule.update({"a": jnp.ones(2)}, federated.Anchor({"a": jnp.zeros(2)}), {"a": jnp.array([2.0, -4.0])})
+    assert updates["a"].tolist() == [2.0, -1.0]
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Fine-tuning: what each method of experiments/transfer.py trains, and weights from the hub's cache."""
 
 import sys
+import zipfile
 from dataclasses import replace
+from io import BytesIO, StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TINY
 from huggingface_hub import constants
 from PIL import Image
 from rich.console import Console
@@ -19,6 +21,7 @@ from resnet_jax.inference.load_run import load_run
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Model, check, load_recipe
 from resnet_jax.run_dir.environment import read_environments
+from resnet_jax.run_dir.files import read_dataset_info
 from resnet_jax.training.network import build_network
 from resnet_jax.training.options import RunOptions
 from resnet_jax.training.run import train
@@ -136,6 +139,34 @@ def test_flags_make_the_recipe(script, monkeypatch):
     assert recipe == check(recipe) == transfer.make_recipe("bees", model, 16, 2)
     assert (recipe.data.name, recipe.data.image_size, recipe.epochs) == ("folder:bees", 16, 2)
     assert (seeds, out) == (5, Path("there/resnet56-16-2"))
+
+
+@pytest.mark.parametrize("pattern", [None, "files:pets.zip/PetImages/{class}/*.jpg"], ids=["Kaggle's", "Microsoft's"])
+def test_archives_of_cats_and_dogs(tmp_path, pattern):
+    """The layouts of both archives, with a file of no bytes, one that is cut short, and one that is no image."""
+    names = {"cat": ("Cat", 0), "dog": ("Dog", 100)}
+    with zipfile.ZipFile(tmp_path / ("pets.zip" if pattern else "train.zip"), "w") as archive:
+        for number in range(40):
+            kind = ("cat", "dog")[number % 2]
+            folder, brightness = names[kind]
+            content = BytesIO()
+            noise = np.random.default_rng(number).integers(0, 100, (20, 24, 3)) + brightness
+            Image.fromarray(noise.astype(np.uint8)).save(content, "jpeg")
+            cut = {4: 0, 11: 300}.get(number)
+            where = f"PetImages/{folder}/{number}.jpg" if pattern else f"train/{kind}.{number}.jpg"
+            archive.writestr(where, content.getvalue()[:cut])
+        archive.writestr("PetImages/Cat/Thumbs.db" if pattern else "readme.txt", b"no image")
+    recipe = load_recipe(ROOT / "experiments" / "finetune" / "cats_dogs.py")
+    data = replace(recipe.data, image_size=16, **({"name": pattern} if pattern else {}))
+    augment = replace(recipe.augment, rrc_from="resized")
+    recipe = replace(recipe, model=TINY, data=data, augment=augment, batch_size=12)
+    options = RunOptions(data_dir=tmp_path, stop_at=3, eval_every=3, devices=1, max_corrupt_fraction=0.1)
+    said = StringIO()
+    result = train(recipe, tmp_path / "run", options=options, console=Console(file=said, width=200))
+    assert result.step == 3
+    dataset = read_dataset_info(tmp_path / "run")
+    assert (dataset.classes, dataset.train_size) == (("Cat", "Dog") if pattern else ("cat", "dog"), 36)
+    assert said.getvalue().count("replaced by the next image") == 2
 
 
 @pytest.mark.slow
