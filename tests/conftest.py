@@ -39,8 +39,8 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.parallel.sharding import place
 from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule, to_json
 from resnet_jax.tasks.metrics import METRICS
-from resnet_jax.training import aot, run
-from resnet_jax.training.setup import shardings
+from resnet_jax.training import aot, opening, run
+from resnet_jax.training.init import shardings
 
 # Tracing makes millions of small objects; collecting them as often as Python does costs a tenth of the time
 gc.set_threshold(100_000, 50, 100)
@@ -120,7 +120,7 @@ def _shared_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     shared(aot, "compile_within", of_step, same)
     shared(run, "init_train_state", of_init, on_devices)
-    shared(run, "make_eval_step", of_eval, same)
+    shared(opening, "make_eval_step", of_eval, same)
 
 
 @pytest.fixture

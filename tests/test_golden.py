@@ -25,7 +25,9 @@ from resnet_jax.input_pipeline.device_input import gather_batch, open_device_spl
 from resnet_jax.input_pipeline.preprocess import make_preprocess
 from resnet_jax.input_pipeline.sampler import batch_indices
 from resnet_jax.recipe import Augment, Model, Recipe
-from resnet_jax.training.setup import init_train_state, make_setup, make_train_step, random_keys, step_key
+from resnet_jax.training.init import init_train_state, random_keys
+from resnet_jax.training.make_step import make_train_step, step_key
+from resnet_jax.training.setup import make_setup
 from resnet_jax.training.sources import open_sources
 
 GOLDEN = Path(__file__).parent / "golden" / "mathematics.json"

@@ -18,9 +18,6 @@ from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.weights.entries import WEIGHTS
 from resnet_jax.weights.load import create_model
 
-# The data set is assembled once per worker
-pytestmark = pytest.mark.xdist_group("cifar10")
-
 
 @pytest.fixture(scope="module")
 def folder(real_data, tmp_path_factory):
