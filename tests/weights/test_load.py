@@ -294,7 +294,8 @@ def test_seconds_and_memory(tmp_path):
     write_tensors(file, to_state_dict(model, zeros_of(model)))
     done = subprocess.run([sys.executable, "-c", MEASURE, str(file)], capture_output=True, text=True, check=True)
     seconds, memory = map(float, done.stdout.split())
-    assert seconds < 15  # under 5 s alone on a machine; others may be at work on this one
+    # Under 5 s alone on a machine with AVX-512; others may be at work on this one
+    assert seconds < 40
     assert memory < 2.5 * file.stat().st_size
 
 
