@@ -217,8 +217,8 @@ def _warmup_fits_the_run(r: Recipe) -> _Violations:
     if s.name == "onecycle" and s.warmup:
         yield "schedule.warmup", f'is {s.warmup:g}; "onecycle" has its own rise, schedule.pct_start: set it to 0'
     if not 0 <= s.warmup <= _length(r):
-        advice = " (the flags --epochs and --steps rescale all times of a recipe)"
-        yield "schedule.warmup", f"is {s.warmup:g}; it must lie within {_run(r)}: give a shorter one{advice}"
+        advice = "give a shorter one (on the command line, --epochs and --steps rescale it)"
+        yield "schedule.warmup", f"is {s.warmup:g}; it must lie within {_run(r)}: {advice}"
 
 
 def _schedule_fits_the_run(r: Recipe) -> _Violations:
