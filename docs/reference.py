@@ -36,7 +36,7 @@ API = {
         *("MODELS", "ResNet", "BasicBlock", "Bottleneck", "SqueezeExcite", "BatchNorm", "FPN", "SHORTCUTS"),
     ],
     "Tasks, metrics and data": [
-        *("Task", "classification", "multilabel", "regression", "segmentation", "Metric", "METRICS"),
+        *("Task", "classification", "multilabel", "regression", "segmentation", "detection", "Metric", "METRICS"),
         *("Source", "DATASETS"),
     ],
     "Your own loop": ["TrainState", "train_step", "eval_step", "compiler_options", "InputError"],

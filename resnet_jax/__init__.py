@@ -1,4 +1,4 @@
-"""Residual networks in JAX and Flax: the recipe is the mathematics, the hardware is only the speed.
+"""Residual networks in JAX and Flax: the recipe determines the result, the hardware only the speed.
 
 The public names are listed in `__init__.pyi` and imported on first use, so `import resnet_jax` costs nothing.
 """

@@ -36,6 +36,7 @@ from .report import make_report as make_report
 from .report.fit import fit as fit
 from .runtime.compiler_options import compiler_options as compiler_options
 from .tasks.classification import classification as classification
+from .tasks.detection import detection as detection
 from .tasks.metric import Metric as Metric
 from .tasks.metrics import METRICS as METRICS
 from .tasks.multilabel import multilabel as multilabel

@@ -1,4 +1,4 @@
-"""What do the shortcut options cost and bring?
+"""What do the shortcut options cost and gain?
 
 He et al. 2015, section 4.1, "Identity vs. projection shortcuts", and table 3: A pads new channels with zeros and has no
 parameters; B projects if the shape changes; C projects in every block. On ImageNet with ResNet-34 their top-1 errors

@@ -95,7 +95,7 @@ def class_of_pixel(images: np.ndarray, masks: np.ndarray, seed: int = 0) -> Pred
     labelled = np.flatnonzero(masks != IGNORE)
     chosen = np.random.default_rng(seed).choice(labelled, min(_PIXELS, len(labelled)), replace=False)
     model = HistGradientBoostingClassifier(max_iter=50, random_state=seed)
-    # Its threads wait for each other without sleeping: beside other work that takes minutes instead of seconds
+    # Its threads wait for each other without sleeping: on a busy machine that takes minutes instead of seconds
     with threadpool_limits(1, "openmp"):
         model.fit(features(images).reshape(-1, 5)[chosen], masks.ravel()[chosen])
 

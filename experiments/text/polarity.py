@@ -1,7 +1,7 @@
 """Is a film review positive? A linear model of its words answers far better than a residual network on its bytes.
 
 From all 9,596 training sentences the words reach 77.6 % of the 1,066 test sentences, the network 53.5 % after its five
-epochs (one seed; 113 s of training on two CPU cores beside other work): little better than guessing, with 57.0 % in
+epochs (one seed; 113 s of training on two busy CPU cores): little better than guessing, with 57.0 % in
 training. From a quarter and a half of the sentences the words reach 70.9 and 74.4 %; there the network has not been
 trained yet.
 

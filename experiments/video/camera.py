@@ -12,7 +12,7 @@ The second task is learned from scratch and from the weights of the first, with 
 has eight frames, eight per second, so it lasts half a video, and may see a part of the motion alone. `--networks` and
 `--seeds` repeat it for the other networks, and for more seeds.
 
-Measured for r3d_18, seed 0, on two CPU cores beside much other work, on the 160 test videos; guessing is 25 %. After
+Measured for r3d_18, seed 0, on two very busy CPU cores, on the 160 test videos; guessing is 25 %. After
 the first task it names 67.5 % of the directions of the 360 test digits.
 
                   one clip, in the middle    five clips    training time

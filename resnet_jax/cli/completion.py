@@ -1,10 +1,12 @@
 """resnet-jax completion."""
 
 import contextlib
+import inspect
 import io
 import re
 from collections.abc import Callable, Mapping
 
+from resnet_jax.cli.parse import HELP
 from resnet_jax.errors import unknown
 from resnet_jax.runtime.terminal import show
 
@@ -42,6 +44,9 @@ def flags_of(command: Callable[[list[str]], int]) -> list[str]:
 
 
 def show_completion(words: list[str], commands: Mapping[str, Callable[[list[str]], int]]) -> int:
-    """Print the script for a shell: eval "$(resnet-jax completion bash)"."""
+    """Print a script that completes words in a shell: eval "$(resnet-jax completion bash)"."""
+    if {*words} & {*HELP}:
+        show(f"usage: resnet-jax completion {{{','.join(_SHELLS)}}}\n\n{inspect.getdoc(show_completion)}")
+        return 0
     show(completion_script(words[0] if words else "bash", commands))
     return 0

@@ -61,7 +61,8 @@ def groups(kind: type, default: Any, prefix: str = "") -> Iterator[tuple[str, li
             inner.append((strip(hints[field.name]), value, f"{name}."))
         else:
             here = places if is_positional(hints[field.name]) else rows
-            here.append((flag_of(name, hints[field.name], value), texts[field.name]))
+            text = f"Turn off: {texts[field.name]}" if value is True else texts[field.name]
+            here.append((flag_of(name, hints[field.name], value), text))
     title = (inspect.getdoc(kind) or kind.__name__).split("\n")[0]
     title = re.split(r"[:;.](?:\s|$)", title)[0]
     yield ("The run" if kind.__name__ == "Recipe" else title), places + rows

@@ -6,8 +6,8 @@ from functools import lru_cache
 import jax
 
 # Fusions that XLA applies on CPUs since jaxlib 0.10.2. In 0.10.2 they return wrong sums of products
-# (jax-ml/jax#39103); in 0.11.2 and 0.12.0 a ResNet-20 in bfloat16 returns NaN (tests/test_backend.py). Without them
-# the digits train 1 to 3 % slower on two cores, with each of these versions.
+# (jax-ml/jax#39103); in 0.11.2 and 0.12.0 a ResNet-20 in bfloat16 returns NaN (tests/runtime/test_backend.py).
+# Without them the digits train 1 to 3 % slower on two cores, with each of these versions.
 _WITHOUT_YNN = {"xla_cpu_experimental_ynn_fusion_type": ""}
 # Without this XLA drops `resnet_jax.models.cpu_ops.cpu_barrier` before it fuses
 _BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}

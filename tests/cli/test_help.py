@@ -33,7 +33,7 @@ def test_short_help_has_every_flag_on_one_line(command, columns, monkeypatch, ca
 
 def test_the_words_of_a_switch(capsys):
     lines = printed(capsys, "train", "--help").splitlines()
-    assert any(line.startswith("  --optimizer.no-nesterov ") for line in lines)
+    assert any(re.match(r"  --optimizer\.no-nesterov +Turn off: Nesterov momentum", line) for line in lines)
     assert any(line.startswith("  --augment.hflip ") for line in lines)
     assert any(line.startswith("  --optimizer.lr 0.1 ") for line in lines)
 
@@ -43,6 +43,11 @@ def test_no_words_are_five_examples(capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  resnet-jax ")]
     assert len(lines) == 5
     assert all(line.split()[1] in COMMANDS and len(line) <= 80 for line in lines)
+
+
+def test_completion_says_how_it_is_used(capsys):
+    assert main(["completion", "--help"]) == 0
+    assert "usage: resnet-jax completion {bash,zsh}" in capsys.readouterr().out
 
 
 def test_completion():
