@@ -322,13 +322,13 @@ def test_two_stages(name, randomize, real_data):
     network.load_state_dict(back, strict=True)
 
 
-# torchvision's operators in Python take minutes for four photos
+# torchvision's operators in Python take minutes for 1,000 proposals of four photos
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "count"), [("fasterrcnn_resnet50_fpn", 20), ("fasterrcnn_resnet50_fpn_v2", 4)])
 def test_two_stages_on_more_photos(name, count, randomize, real_data):
     images = photos(real_data, count, 320)
     for start in range(0, count, 4):
-        compare_two_stages(name, partial(randomize, seed=start), images[start : start + 4])
+        compare_two_stages(name, partial(randomize, seed=start), images[start : start + 4], proposals=300)
 
 
 @pytest.mark.slow
