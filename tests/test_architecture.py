@@ -62,6 +62,7 @@ PUBLIC = {
     "compiler_options",
     "convert_weights",
     "create_model",
+    "detection",
     "embed_each",
     "embed_to",
     "eval_step",

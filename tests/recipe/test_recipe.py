@@ -239,7 +239,7 @@ STEPS = Schedule(name="steps", warmup=0)
         (Recipe(epochs=1), "schedule.warmup is 3; it must lie within the run's 1 epoch:"),
         (
             Recipe(epochs=None, steps=2),
-            "schedule.warmup is 3; it must lie within the run's 2 steps: give a shorter one .the flags",
+            "schedule.warmup is 3; it must lie within the run's 2 steps: give a shorter one .on the command line",
         ),
         (
             Recipe(schedule=replace(STEPS, milestones=(5, 30))),

@@ -59,9 +59,10 @@ def parquet_files(
 def hub_dataset(
     split: str, folder: Path, path: str, preprocessing: Preprocessing = Preprocessing(), test_split: str | None = None
 ) -> Source:
-    """Images on the Hugging Face hub: hf:OWNER/NAME[@REVISION], and /FOLDER behind it if there are several.
+    """Images on the Hugging Face hub: hf:OWNER/NAME[@REVISION][/FOLDER].
 
-    Its Parquet files are downloaded unless they are in the cache of the hub. Needs huggingface_hub and pyarrow.
+    Its Parquet files are downloaded unless they are in the cache of the hub. FOLDER chooses one of several. Needs
+    huggingface_hub and pyarrow.
 
     Raises:
         InputError: It cannot be downloaded, has no Parquet files or several folders of them; or as `parquet_files`.
