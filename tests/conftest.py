@@ -4,6 +4,7 @@ import gc
 import importlib.util
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,9 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # options of the compiler for w
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts jobs in the background with these ignored, and so would be the processes that tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.add_cleanup(lambda: compilation_cache.leave(COMPILED, OWN_COMPILED, COMPILED_LOCK))
 
 

@@ -105,7 +105,7 @@ def baseline(data: tuple[Source, Source]) -> float:
     from sklearn.preprocessing import StandardScaler
 
     (x, y), (u, v) = (spectrograms(source) for source in data)
-    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=100, tol=1e-3))
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, tol=1e-3))
     search = GridSearchCV(model, {"logisticregression__C": (1e-4, 1e-3, 1e-2)}, cv=3)
     return float(search.fit(x, y).score(u, v))
 

@@ -98,5 +98,7 @@ def test_masks_depend_on_the_row_and_not_on_the_batch(model):
 
     whole = spectrograms(sounds, jnp.arange(4))
     half = spectrograms(sounds[2:], jnp.arange(2, 4))
-    np.testing.assert_array_equal(np.asarray(whole[2:]), np.asarray(half))
+    np.testing.assert_array_equal(np.asarray(whole[2:]) == 0, np.asarray(half) == 0)
+    # What is not masked is a product of matrices, which some processors sum in another order for half of the rows
+    np.testing.assert_allclose(whole[2:], half, atol=1e-5)
     assert (np.asarray(whole) == 0).any()
