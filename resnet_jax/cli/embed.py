@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 from tyro.conf import Positional
 
-from resnet_jax.cli.parse import Unnamed, parse
+from resnet_jax.cli.parse import options_and_weights, parse
 from resnet_jax.cli.tables import plain_table
-from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
@@ -37,11 +36,7 @@ class EmbedOptions:
 
 def embed(words: list[str]) -> int:
     """Write the features of images: embed RUN|WEIGHTS IMAGE|FOLDER|DATA... [--out features.npy]"""
-    kind = cast(
-        type[tuple[EmbedOptions, WeightsInfo, CheckpointChoice]],
-        tuple[Unnamed[EmbedOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
-    )
-    options, weights, checkpoint = parse(kind, words, prog="resnet-jax embed", description=embed.__doc__ or "")
+    options, weights, checkpoint = options_and_weights(EmbedOptions, words, "embed", embed.__doc__)
     from resnet_jax.inference.bulk import embed_to
 
     done = embed_to(
@@ -76,13 +71,7 @@ class NeighboursOptions:
 
 def neighbours(words: list[str]) -> int:
     """Find the nearest of embedded images: neighbours RUN|WEIGHTS IMAGE... [--features features.npy]"""
-    kind = cast(
-        type[tuple[NeighboursOptions, WeightsInfo, CheckpointChoice]],
-        tuple[Unnamed[NeighboursOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
-    )
-    options, weights, checkpoint = parse(
-        kind, words, prog="resnet-jax neighbours", description=neighbours.__doc__ or ""
-    )
+    options, weights, checkpoint = options_and_weights(NeighboursOptions, words, "neighbours", neighbours.__doc__)
     from resnet_jax.inference.features import neighbours as find_neighbours
 
     found = find_neighbours(

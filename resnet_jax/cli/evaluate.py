@@ -4,13 +4,13 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from resnet_jax.cli.parse import Unnamed, parse
+from resnet_jax.cli.parse import options_and_weights
 from resnet_jax.errors import InputError
-from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
+from resnet_jax.inference.source import WeightsInfo
 from resnet_jax.input_pipeline.loading import DataLoading
 from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
@@ -45,11 +45,7 @@ class EvaluateOptions(DataLoading):
 
 def evaluate(words: list[str]) -> int:
     """Measure loss and accuracy on a split: evaluate RUN... [--split test], evaluate WEIGHTS... --data NAME"""
-    kind = cast(
-        type[tuple[EvaluateOptions, WeightsInfo, CheckpointChoice]],
-        tuple[Unnamed[EvaluateOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
-    )
-    options, weights, checkpoint = parse(kind, words, prog="resnet-jax evaluate", description=evaluate.__doc__ or "")
+    options, weights, checkpoint = options_and_weights(EvaluateOptions, words, "evaluate", evaluate.__doc__)
     from resnet_jax.inference.validate import evaluate_several
     from resnet_jax.run_dir.files import is_run
 

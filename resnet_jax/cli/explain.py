@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from resnet_jax.cli.parse import Unnamed, parse
+from resnet_jax.cli.parse import options_and_weights
 from resnet_jax.cli.tables import prediction_table
-from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.runtime.terminal import show
 
 
@@ -32,11 +31,7 @@ class ExplainOptions:
 
 def explain(words: list[str]) -> int:
     """Show where a network sees a class, by Grad-CAM: explain RUN|WEIGHTS IMAGE... [--class NAME]"""
-    kind = cast(
-        type[tuple[ExplainOptions, WeightsInfo, CheckpointChoice]],
-        tuple[Unnamed[ExplainOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
-    )
-    options, weights, checkpoint = parse(kind, words, prog="resnet-jax explain", description=explain.__doc__ or "")
+    options, weights, checkpoint = options_and_weights(ExplainOptions, words, "explain", explain.__doc__)
     from resnet_jax.inference.explain import draw_explanations
     from resnet_jax.inference.explain import explain as explain_classes
 

@@ -2,14 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from resnet_jax.cli.parse import Unnamed, parse
+from resnet_jax.cli.parse import options_and_weights, parse
 from resnet_jax.errors import InputError
 from resnet_jax.inference.export.interface import Interface
-from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.runtime.terminal import show
 from resnet_jax.training.options import default_data_dir
 
@@ -46,11 +45,7 @@ class ExportOptions(Interface):
 
 def export(words: list[str]) -> int:
     """Write a network for other runtimes: export RUN|WEIGHTS OUT.onnx|.tflite|.stablehlo"""
-    kind = cast(
-        type[tuple[ExportOptions, WeightsInfo, CheckpointChoice]],
-        tuple[Unnamed[ExportOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
-    )
-    options, weights, checkpoint = parse(kind, words, prog="resnet-jax export", description=export.__doc__ or "")
+    options, weights, checkpoint = options_and_weights(ExportOptions, words, "export", export.__doc__)
     from resnet_jax.inference.export.export import export as export_network
     from resnet_jax.inference.export.web import export_web
     from resnet_jax.run_dir.files import is_run

@@ -15,6 +15,7 @@ import tyro
 from resnet_jax.cli.help import short_help
 from resnet_jax.cli.other_names import OTHER_NAMES
 from resnet_jax.errors import InputError, short_repr
+from resnet_jax.inference.source import CheckpointChoice, WeightsInfo
 from resnet_jax.recipe import Recipe, fields_of, load_recipe, nearest_fields
 from resnet_jax.recipe.fields import Table
 from resnet_jax.recipe.overrides import rescale_times
@@ -156,6 +157,17 @@ def recipe_and(
     both = cast(type[tuple[Recipe, Options]], tuple[Unnamed[Recipe], Unnamed[kind]])  # type: ignore[valid-type]
     recipe, options = parse(both, rest, prog=f"resnet-jax {command}", description=doc or "", default=(base, kind()))
     return rescale_times(recipe, base, rest), options
+
+
+def options_and_weights(
+    kind: type[Options], words: list[str], command: str, doc: str | None
+) -> tuple[Options, WeightsInfo, CheckpointChoice]:
+    """Return the options of a command on a run or weights, what is known of the weights, and the checkpoint to use."""
+    parts = cast(
+        type[tuple[Options, WeightsInfo, CheckpointChoice]],
+        tuple[Unnamed[kind], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],  # type: ignore[valid-type]
+    )
+    return parse(parts, words, prog=f"resnet-jax {command}", description=doc or "")
 
 
 def named(words: Sequence[str], name: str) -> str | None:

@@ -3,11 +3,11 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from resnet_jax.cli.parse import Unnamed, parse
+from resnet_jax.cli.parse import options_and_weights
 from resnet_jax.cli.tables import prediction_table
 from resnet_jax.inference.source import TABLES, CheckpointChoice, WeightsInfo
 from resnet_jax.runtime.terminal import show
@@ -54,11 +54,7 @@ class PredictOptions:
 
 def predict(words: list[str]) -> int:
     """Predict classes of images, pixels, boxes, sound, video, text: predict RUN|WEIGHTS FILE... [--out FILE.csv]"""
-    kind = cast(
-        type[tuple[PredictOptions, WeightsInfo, CheckpointChoice]],
-        tuple[Unnamed[PredictOptions], Unnamed[WeightsInfo], Unnamed[CheckpointChoice]],
-    )
-    options, weights, checkpoint = parse(kind, words, prog="resnet-jax predict", description=predict.__doc__ or "")
+    options, weights, checkpoint = options_and_weights(PredictOptions, words, "predict", predict.__doc__)
     if options.out.suffix in TABLES:
         return _predict_to(options, weights, checkpoint)
     from resnet_jax.inference.predict import predict as predict_classes

@@ -52,7 +52,7 @@ def evaluate_several(
         views: as in `evaluate`.
         clips: as in `evaluate`.
         metrics: as in `evaluate`; a table needs those of its columns too.
-        log: is told of each source, what was measured, and the published top-1 accuracy in percent, if there is one.
+        log: called for each source, with what was measured and the published top-1 accuracy in percent, if any.
         options: further arguments of `evaluate`.
 
     Raises:

@@ -35,7 +35,7 @@ ROWS = 8
 TURN = 3
 # Most features in an item of work of that gradient
 SLICE = 64
-# It is summed over parts of the images: at most so many, of at most so many numbers together
+# It is summed over parts of the images: how many at most, and how many numbers they may hold together
 PARTS, PARTIAL_SUMS = 16, 2**20
 _LOCK = Lock()
 _PREFIX = "resnet_jax_conv3x3"
@@ -65,7 +65,7 @@ class Size(NamedTuple):
 
 
 def supports(features: int, dtype: Any) -> bool:
-    """Return whether this processor has code for results of so many features, of this dtype."""
+    """Return whether this processor has code for results with this number of features and dtype."""
     unit = registers()
     return unit is not None and features % (unit.bits // (8 * dtype.itemsize)) == 0
 

@@ -40,7 +40,7 @@ class Extents(NamedTuple):
 
 
 def stamp_of(known: os.stat_result) -> tuple[int, int]:
-    """Return the size of a file in bytes and its time in nanoseconds since 1970, by which another file is told."""
+    """Return the size of a file in bytes and its time in nanoseconds since 1970, which differ for another file."""
     return known.st_size, known.st_mtime_ns
 
 

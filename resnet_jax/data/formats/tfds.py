@@ -71,9 +71,7 @@ def tensorflow_datasets(
     or "validation" if that is missing or has no labels. Raises InputError if the data set is not prepared, is in
     TFRecord format, or has other features.
     """
-    home = _home(path, folder).resolve()
-    with _refusing(home):
-        return _source(home, split, folder, preprocessing, test_split, _labels_of)
+    return _source(path, split, folder, preprocessing, test_split, _labels_of)
 
 
 def tensorflow_masks(
@@ -88,9 +86,7 @@ def tensorflow_masks(
     The features must be one RGB image and one image of one channel, the mask. The names of its values are those of a
     LabeledImage, or the lines of classes.txt in the folder of the version, as in `masks:PATH`. The rest is as for tfds.
     """
-    home = _home(path, folder).resolve()
-    with _refusing(home):
-        return _source(home, split, folder, preprocessing, test_split, _masks_of)
+    return _source(path, split, folder, preprocessing, test_split, _masks_of)
 
 
 def tensorflow_boxes(
@@ -105,12 +101,19 @@ def tensorflow_boxes(
     The features must be one RGB image and a sequence of objects, each with a `BBoxFeature` "bbox" and a class label
     "label". Those that are a crowd or difficult are neither learned nor missed. The rest is as for tfds.
     """
-    home = _home(path, folder).resolve()
-    with _refusing(home):
-        return _source(home, split, folder, preprocessing, test_split, _objects_of)
+    return _source(path, split, folder, preprocessing, test_split, _objects_of)
 
 
 def _source(
+    path: str, split: str, folder: Path, preprocessing: Preprocessing, test_split: str | None, choose: _Choose
+) -> Source:
+    """Return the source of a split; `choose` finds its input and target among the features."""
+    home = _home(path, folder).resolve()
+    with _refusing(home):
+        return _split_of(home, split, folder, preprocessing, test_split, choose)
+
+
+def _split_of(
     home: Path, split: str, folder: Path, preprocessing: Preprocessing, test_split: str | None, choose: _Choose
 ) -> Source:
     """Return the source of a split of the data set in a folder; the package's errors, and its files, may be any."""
