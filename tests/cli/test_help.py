@@ -25,6 +25,9 @@ def test_short_help_has_every_flag_on_one_line(command, columns, monkeypatch, ca
     monkeypatch.setenv("COLUMNS", str(columns))
     short, long = printed(capsys, command, "--help"), printed(capsys, command, "--help-all")
     assert max(map(len, short.splitlines())) <= columns
+    assert short.startswith(f"usage: resnet-jax {command}")
+    assert f"\n{COMMANDS[command][1].partition(': ')[0].rstrip('.')}.\n" in short
+    assert re.search(rf"All details: resnet-jax {command}( data)? --help-all\s*$", short)
     rows = re.findall(r"^  (--[\w.-]+|[A-Z]+\b)", short.split("\n\n", 1)[1], re.M)
     assert len(rows) == len(set(rows))
     assert len(rows) == long.count("(default:") + long.count("(required)")
