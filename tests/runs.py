@@ -39,7 +39,7 @@ def curve(run):
 
 
 def killed_and_whole(folder, recipe):
-    """Return the curves of a process that is killed after two rows and started again, and of one that is not.
+    """Return the curves of a process that is killed after two rows and goes on here, and of one that is not.
 
     They evaluate every 20 steps, and save every 5.
     """
@@ -53,7 +53,7 @@ def killed_and_whole(folder, recipe):
     process.kill()
     assert process.wait() == -signal.SIGKILL
     for out in ("killed", "whole"):
-        subprocess.run([*command, out], cwd=folder, check=True, capture_output=True)
+        quietly(recipe, folder / out, eval_every=20, checkpoint_every=5)
     return curve(folder / "killed"), curve(folder / "whole")
 
 

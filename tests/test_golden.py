@@ -44,7 +44,6 @@ SMALL = {"model": replace(MIXED.model, name="resnet8")}
 RECIPES = {
     "small": (replace(Recipe(), model=Model(name="resnet8")), 1),
     "small_mixed": (replace(MIXED, **SMALL), 2),
-    "default": (Recipe(), 1),
     "mixed": (MIXED, 2),
 }
 # Numbers that are kept of a leaf

@@ -453,7 +453,7 @@ def save_for_ever(folder):
             save(checkpoints, *state_at(step, 2**12))
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(25, marks=pytest.mark.slow)])
 def test_killed_at_any_moment_the_newest_checkpoint_is_whole(tmp_path, kills):
     """Its state is exactly that of its step, no later one is lost, and what was half written goes at the next start."""
     processes = multiprocessing.get_context("forkserver")
