@@ -56,6 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lambda: compilation_cache.leave(COMPILED, OWN_COMPILED, COMPILED_LOCK))
 
 
+def pytest_collection_finish() -> None:
+    # What is imported by now stays, and is not to be looked through again after each module
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real data and weights; tests that need it are skipped where it is absent."""

@@ -44,7 +44,7 @@ SMALL = {"model": replace(MIXED.model, name="resnet8")}
 RECIPES = {
     "small": (replace(Recipe(), model=Model(name="resnet8")), 1),
     "small_mixed": (replace(MIXED, **SMALL), 2),
-    "mixed": (MIXED, 2),
+    "default": (Recipe(), 1),
 }
 # Numbers that are kept of a leaf
 _SAMPLES = 12

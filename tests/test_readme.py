@@ -51,7 +51,7 @@ def test_its_commands_run(monkeypatch, tmp_path, capsys):
     for command in COMMAND_LINES:
         words = shlex.split(command.replace("resnet32", "resnet14"))[1:]
         # A small network and one epoch, as most of the time goes into compiling
-        short = ["--epochs", "1"] if words[0] == "train" else []
+        short = ["--epochs", "1", "--devices", "1"] if words[0] == "train" else []
         short += ["--model.name", "resnet8"] if short and "--model.name" not in words else []
         assert main([*words, *short]) == 0, f"{command}: {capsys.readouterr().err}"
     assert (tmp_path / "runs" / "deeper" / "seed2" / "metrics.jsonl").is_file()

@@ -6,14 +6,18 @@ with probability b over the whole run, is outside of that analysis and adds (1 +
 """
 
 import math
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
+
+from scipy.optimize import brentq
 
 from experiments.privacy.sampler import overflow_probability, rows_for
 from resnet_jax import InputError
 
 # Noise multipliers between which one is looked for
 _LEAST_NOISE, _MOST_NOISE = 0.5, 200.0
+# Relative, of the noise multiplier
+_PRECISION = 0.001
 # The largest epsilon, beyond which one says little
 LARGEST = 10.0
 # Of delta, what overflow may take
@@ -58,6 +62,7 @@ def load(name: str) -> Any:
         raise InputError(f"private training needs {package}: pip install jax-privacy dp-accounting") from error
 
 
+@cache
 def epsilon_of(noise_multiplier: float, rate: float, steps: int, delta: float) -> float:
     """Return epsilon after these steps at this delta.
 
@@ -120,18 +125,20 @@ def make_privacy(epsilon: float, delta: float, *, size: int, batch_size: int, st
 
 def least_noise(epsilon: float, delta: float, rate: float, steps: int) -> float:
     """Return the least noise multiplier that keeps epsilon; raise InputError if there is none up to 200."""
-    reach = {noise: epsilon_of(noise, rate, steps, delta) for noise in (_LEAST_NOISE, _MOST_NOISE)}
-    if reach[_MOST_NOISE] > epsilon:
+    least = epsilon_of(_MOST_NOISE, rate, steps, delta)
+    if least > epsilon:
         raise InputError(
             f"epsilon {epsilon:g} is out of reach: {steps} steps with a sampling rate of {rate:.3g} reach"
-            f" {reach[_MOST_NOISE]:.3g} with {_MOST_NOISE:g} times the noise of the clipping norm; take fewer steps, a"
+            f" {least:.3g} with {_MOST_NOISE:g} times the noise of the clipping norm; take fewer steps, a"
             " smaller batch or a larger epsilon"
         )
-    if reach[_LEAST_NOISE] <= epsilon:
+    if epsilon_of(_LEAST_NOISE, rate, steps, delta) <= epsilon:
         return _LEAST_NOISE
-    low, high = _LEAST_NOISE, _MOST_NOISE
-    # Halved on a scale of logarithms; the upper end always keeps epsilon
-    while high / low > 1.001:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if epsilon_of(middle, rate, steps, delta) <= epsilon else (middle, high)
-    return high
+    ends = math.log(_LEAST_NOISE), math.log(_MOST_NOISE)
+    noise = math.exp(
+        brentq(lambda log: epsilon_of(math.exp(log), rate, steps, delta) - epsilon, *ends, xtol=_PRECISION / 2)
+    )
+    # The root may lie on the side that does not keep epsilon
+    while epsilon_of(noise, rate, steps, delta) > epsilon:
+        noise *= 1 + _PRECISION / 2
+    return noise

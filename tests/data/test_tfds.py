@@ -274,7 +274,7 @@ def test_no_module_is_imported_because_a_file_names_it(pets, tmp_path, monkeypat
 
 
 def test_quiet(pets, caplog, capfd):
-    with caplog.at_level(logging.DEBUG, "root"):
+    with caplog.at_level(logging.INFO, "root"):
         open_split(f"tfds:{pets}", "train", Path())
     assert capfd.readouterr() == ("", "")
 

@@ -154,12 +154,13 @@ def test_losses_do_not_see_padding_and_have_finite_gradients(name):
         values, weights = model.apply({**variables, "params": params}, x).losses(targets)
         return values.sum() / weights.sum(), (values, weights)
 
-    (_, (values, weights)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"], targets)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, (values, weights)), grads = run(variables["params"], targets)
     assert values.shape == weights.shape == (2,)
     assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     assert jnp.abs(grads["box_head"]["kernel"]).max() > 0
     wild = jnp.where(targets.labels[..., None] < 0, jnp.array([5.0, 5, 4, 1]), targets.boxes)
-    _, (again, _) = loss(variables["params"], targets._replace(boxes=wild))
+    (_, (again, _)), _ = run(variables["params"], targets._replace(boxes=wild))
     np.testing.assert_allclose(again, values, rtol=1e-5)
 
 
