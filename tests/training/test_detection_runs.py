@@ -63,18 +63,9 @@ def test_a_run_that_is_stopped_ends_bitwise_the_same(rectangles, tmp_path):
 
 @pytest.mark.slow
 def test_devices_and_accumulation_change_rounding_alone(rectangles, tmp_path):
-    one, *others = (
-        quietly(
-            recipe_of(rectangles),
-            tmp_path / f"{devices}-{steps}",
-            devices=devices,
-            grad_accum_steps=steps,
-            eval_every=2,
-        )[0]
-        for devices, steps in [(1, 1), (8, 1), (4, 2)]
-    )
-    for other in others:
-        require_near(other.rows, one.rows)
+    one, _ = quietly(recipe_of(rectangles), tmp_path / "one", eval_every=2)
+    other, _ = quietly(recipe_of(rectangles), tmp_path / "other", devices=4, grad_accum_steps=2, eval_every=2)
+    require_near(other.rows, one.rows)
 
 
 @pytest.mark.slow

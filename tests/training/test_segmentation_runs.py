@@ -112,13 +112,11 @@ def test_what_predict_cannot_write_is_refused_before_the_network_is_read(tmp_pat
 def test_grouped_statistics_make_small_batches_free_of_the_topology(squares, tmp_path):
     """BatchNorm over pairs of images: devices and accumulation change nothing but rounding."""
     recipe = recipe_of(f"masks:{squares}", batch_size=16)
-    one, *others = (
-        quietly(recipe, tmp_path / f"{devices}-{steps}", devices=devices, grad_accum_steps=steps, eval_every=2)[0]
-        for devices, steps in [(1, 1), (8, 1), (4, 2)]
-    )
-    for plain, *split in zip(one.rows, *(other.rows for other in others), strict=True):
+    one, _ = quietly(recipe, tmp_path / "one", eval_every=2)
+    other, _ = quietly(recipe, tmp_path / "other", devices=4, grad_accum_steps=2, eval_every=2)
+    for plain, split in zip(one.rows, other.rows, strict=True):
         for name in ("train/loss", "test/loss", "test/miou"):
-            assert [row[name] for row in split] == pytest.approx([plain[name]] * 2, rel=2e-5)
+            assert split[name] == pytest.approx(plain[name], rel=2e-5)
 
 
 @pytest.mark.slow
