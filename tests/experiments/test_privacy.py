@@ -50,10 +50,11 @@ def drawn(seed, *shape):
 def loop_of_clipped_gradients(params, images, labels, clip_norm):
     """The sum of clipped gradients over their norm, example by example."""
     total = jax.tree.map(jnp.zeros_like, params)
+    gradients = jax.jit(jax.grad(lambda p, x, y: cross_entropy(linear(p, x), y).mean()))
     for image, label in zip(images, labels, strict=True):
         if label[0] == clipping.PADDING:
             continue
-        grads = jax.grad(lambda p, x=image, y=label: cross_entropy(linear(p, x), y).mean())(params)
+        grads = gradients(params, image, label)
         norm = math.sqrt(sum(float(jnp.square(g).sum()) for g in grads.values()))
         total = jax.tree.map(lambda t, g, n=norm: t + g * min(1 / n, 1 / clip_norm), total, grads)
     return total
@@ -77,22 +78,18 @@ def test_clipped_gradients_are_those_of_a_plain_loop(copies):
 def sgd_step(params, inputs, objective, **parts):
     optimizer = optax.sgd(1.0)
     state = first_state({"params": params}, optimizer, ema=False)
-    return train_step(
-        state,
-        inputs,
-        jax.random.key(0),
-        objective=objective,
-        optimizer=optimizer,
-        preprocess=lambda key, step, batch: batch,
-        **parts,
+    step = partial(
+        train_step, objective=objective, optimizer=optimizer, preprocess=lambda key, step, batch: batch, **parts
     )
+    return jax.jit(step)(state, inputs, jax.random.key(0))
 
 
 def test_an_example_moves_the_sum_by_its_norm_at_most():
     params = {"kernel": jnp.zeros((6, 4)), "bias": jnp.zeros(4)}
     images, labels = 100 * drawn(0, 5, 1, 6).astype(jnp.float32), jnp.zeros((5, 1), int)
-    grads, losses = clipping.clipped_sum(linear, 0.5)(params, images, labels)
-    fewer, _ = clipping.clipped_sum(linear, 0.5)(params, images, labels.at[2].set(clipping.PADDING))
+    clipped_sum = jax.jit(clipping.clipped_sum(linear, 0.5))
+    grads, losses = clipped_sum(params, images, labels)
+    fewer, _ = clipped_sum(params, images, labels.at[2].set(clipping.PADDING))
     apart = jax.tree.map(jnp.subtract, grads, fewer)
     assert math.sqrt(sum(float(jnp.square(g).sum()) for g in apart.values())) == pytest.approx(1.0, rel=1e-5)
     np.testing.assert_allclose(losses, math.log(4), rtol=1e-6)
