@@ -52,8 +52,9 @@ def killed_and_whole(folder, recipe):
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
-    for out in ("killed", "whole"):
-        quietly(recipe, folder / out, eval_every=20, checkpoint_every=5)
+    _, said = quietly(recipe, folder / "killed", eval_every=20, checkpoint_every=5)
+    assert "resuming at step" in said
+    quietly(recipe, folder / "whole", eval_every=20, checkpoint_every=5)
     return curve(folder / "killed"), curve(folder / "whole")
 
 

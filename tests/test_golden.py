@@ -34,16 +34,15 @@ GOLDEN = Path(__file__).parent / "golden" / "mathematics.json"
 STEPS = 20
 MIXED = replace(
     Recipe(),
-    model=Model(norm_group_size=32, drop_path=0.1),
+    model=Model(name="resnet8", norm_group_size=32, drop_path=0.1),
     augment=Augment(crop_padding=1, hflip=True, mixup_alpha=0.2),
     ema_decay=0.9,
     ema_warmup=False,
 )
-SMALL = {"model": replace(MIXED.model, name="resnet8")}
 # And the microbatches of a step
 RECIPES = {
     "small": (replace(Recipe(), model=Model(name="resnet8")), 1),
-    "small_mixed": (replace(MIXED, **SMALL), 2),
+    "small_mixed": (MIXED, 2),
     "default": (Recipe(), 1),
 }
 # Numbers that are kept of a leaf

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 from targets import TARGETS
 
-# In the slow test: so many times those of the quick one, and no more than this
-TIMES, CASES = 5, 3_000
+# The slow test tries this multiple of the quick one's cases, up to a limit
+MULTIPLE, MOST = 5, 3_000
 # To look further: other cases than those that the tests always try
 FIRST = int(os.environ.get("RESNET_JAX_FUZZ_FROM", "0"))
 STATUS = Path("/proc/self/status")
@@ -39,7 +39,7 @@ def test_whatever_is_read_is_a_value_or_one_line(target, slow, tmp_path):
     files = {path: path.read_bytes() for path in sorted((tmp_path / "files").rglob("*")) if path.is_file()}
     for path in files:
         read(path)
-    refused, cases = 0, min(TIMES * quick, CASES) if slow else quick
+    refused, cases = 0, min(MULTIPLE * quick, MOST) if slow else quick
     for number in range(FIRST, FIRST + cases):
         draw = Random(f"{target} {number}")
         path = draw.choice(list(files))
