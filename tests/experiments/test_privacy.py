@@ -176,6 +176,16 @@ def test_the_noise_is_the_least_that_keeps_the_guarantee():
     assert training.record(none)["epsilon"] is None
 
 
+def test_the_root_never_lies_on_the_side_that_breaks_the_guarantee(monkeypatch):
+    def reached(noise, rate, steps, delta):
+        return steps / noise**2 + 0.1 / noise
+
+    monkeypatch.setattr(accounting, "epsilon_of", reached)
+    for epsilon in np.linspace(0.2, 10, 50):
+        noise = accounting.least_noise(epsilon, 1e-5, 0.1, 30)
+        assert reached(noise, 0.1, 30, 1e-5) <= epsilon < reached(0.998 * noise, 0.1, 30, 1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -169,7 +169,8 @@ def test_losses_do_not_see_padding_and_have_finite_gradients(name):
 @pytest.mark.slow
 def test_two_stages_draw_by_key_and_row():
     model = small("fasterrcnn_resnet50_fpn", hidden=8, proposals=(40, 30), train_proposals=(40, 30))
-    x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    # Of 32 x 32 pixels there are 252 anchors, and all of them would be drawn
+    x = jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
     variables, targets = jax.jit(model.init)(jax.random.key(1), x), padded_targets()
 
     @jax.jit
@@ -189,6 +190,8 @@ def test_two_stages_draw_by_key_and_row():
     (_, other), _ = run(variables["params"], *turned, key)
     np.testing.assert_array_equal(other.sampled[::-1], outputs.sampled)
     np.testing.assert_allclose(other.proposals[::-1], outputs.proposals, atol=1e-4)
+    (_, other), _ = run(variables["params"], x, targets, rows, jax.random.key(3))
+    assert (other.sampled != outputs.sampled).any()
     assert outputs.sampled[0].sum() <= 256
 
 
