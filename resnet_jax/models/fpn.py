@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 from jax.nn.initializers import variance_scaling
 from jax.typing import DTypeLike
 
@@ -56,7 +56,9 @@ class FPN(nn.Module):
         if self.extra == "none":
             return []
         if self.extra == "pool":
-            return [output[(slice(None), *(slice(None, None, 2),) * (output.ndim - 2))]]
+            # Not by indexing, which an export would see as a gather
+            strides = (1, *(2,) * (output.ndim - 2), 1)
+            return [lax.slice(output, (0,) * output.ndim, output.shape, strides)]
         p6 = self._conv(3, stride=2, bias=True, name="p6")(output if self.extra == "p5" else last)
         return [p6, self._conv(3, stride=2, bias=True, name="p7")(nn.relu(p6))]
 

@@ -124,10 +124,13 @@ def test_drawing_is_a_function_of_the_key():
 def test_features_of_boxes():
     ramp = jnp.arange(16.0)
     maps = [jnp.stack(jnp.meshgrid(ramp, ramp, indexing="ij"), -1), jnp.full((8, 8, 2), 99.0)]
-    (found,) = roi_align(maps, jnp.array([[8.0, 16.0, 36.0, 44.0]]), first_stride=4)
+    (found,) = roi_align(maps, jnp.array([[8.0, 16.0, 36.0, 44.0]]))
     # Pixel of the first level i is sampled at its corner, as torchvision's
     np.testing.assert_allclose(found[:, 0, 0], 4 + 0.5 + jnp.arange(7), atol=1e-5)
     np.testing.assert_allclose(found[0, :, 1], 2 + 0.5 + jnp.arange(7), atol=1e-5)
+    # Of a box at the edge the last points are outside
+    (found,) = roi_align(maps, jnp.array([[62.0, 0.0, 64.0, 64.0]]), 1)
+    np.testing.assert_allclose(found[0, 0, 1], 15 / 2, atol=1e-5)
     boxes = jnp.array([[0.0, 0, 10, 10], [0, 0, 223, 223], [0, 0, 224, 224], [0, 0, 900, 900]])
     assert box_levels(boxes, 2, 5).tolist() == [0, 1, 2, 3]
 

@@ -19,6 +19,7 @@ from scipy.optimize import linear_sum_assignment
 from resnet_jax.models.backbone import with_fields
 from resnet_jax.models.detection import boxes as ours_boxes
 from resnet_jax.models.detection.objects import Objects
+from resnet_jax.models.detection.roi_align import roi_align
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.runtime.compiler_options import compiler_options
 from resnet_jax.weights.load import load
@@ -47,6 +48,15 @@ def _python_nms(monkeypatch):
     pooling = sys.modules["torchvision.ops.roi_align"]
     # Not compiled by torch
     monkeypatch.setattr(pooling, "_roi_align", getattr(pooling._roi_align, "__wrapped__", pooling._roi_align))
+    plain = pooling._bilinear_interpolate
+
+    def interpolate(maps, numbers, y, x, *masks):
+        # The operators take points outside the map as 0, their form in Python does not
+        inside = [(at >= -1) & (at <= size) for at, size in zip((y, x), maps.shape[2:], strict=True)]
+        inside = inside[0][:, None, :, None, :, None] & inside[1][:, None, None, :, None, :]
+        return torch.where(inside, plain(maps, numbers, y, x, *masks), 0)
+
+    monkeypatch.setattr(pooling, "_bilinear_interpolate", interpolate)
 
 
 def shallow(name):
@@ -275,6 +285,21 @@ def test_anchors_heads_boxes_and_losses(name, randomize, real_data):
     network.load_state_dict(back, strict=True)
     for key, tensor in network.state_dict().items():
         assert key.endswith("num_batches_tracked") or torch.equal(tensor, before[key]), key
+
+
+def test_pooled_boxes_equal_torchvisions():
+    """Boxes are all over an image of 32 pixels, some without area or at its edges; all are of the first level."""
+    random = np.random.default_rng(0)
+    values = random.standard_normal((8, 8, 3), np.float32)
+    boxes = np.sort(random.uniform(0, 32, (50, 2, 2)), 1).reshape(-1, 4).astype(np.float32)
+    boxes[:10, 2:] = 32
+    boxes[5:15, :2] = boxes[5:15, 2:]
+    boxes[15:20, 2] = boxes[15:20, 0] + 1
+    pool = sys.modules["torchvision.ops.roi_align"]._roi_align
+    rois = torch.tensor(np.concatenate([np.zeros((50, 1), np.float32), boxes], 1))
+    theirs = pool(torch.tensor(values).permute(2, 0, 1)[None], rois, 0.25, 7, 7, 2, False)
+    ours = jax.jit(roi_align)([jnp.asarray(values)], boxes)
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), atol=1e-5)
 
 
 def compare_two_stages(name, randomize, images, side, proposals):

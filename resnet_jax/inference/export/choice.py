@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.inference.export.graph import Const, Graph, Operand, Tensor
+from resnet_jax.models.detection.roi_align import FIRST_STRIDE, SAMPLES
 
 
 def _places(g: Graph, x: Operand, count: int, largest: int) -> str:
@@ -74,3 +75,36 @@ def suppress(g: Graph, eqn: Any, boxes: Operand, labels: Operand, valid: Operand
     yes = g.add("Expand", g.constant(np.array([True])), g.add("Shape", found, start=0, end=1))
     keep = g.add("ScatterND", g.add("Xor", there, there), places, yes)
     return Tensor(keep, (0, 1), valid.shape)
+
+
+def pool_boxes(g: Graph, eqn: Any, *operands: Operand) -> Operand | None:
+    """Translate `roi_align.pool_boxes` of images: an operator per level on its boxes, and the results in order."""
+    *maps, boxes, levels = operands
+    shape = tuple(eqn.outvars[0].aval.shape)
+    if len(shape) != 5:
+        return None
+    corners = g.add("Reshape", g.arrange(g.full(boxes), (0, 1, 2)), g.ints([-1, 4]))
+    level = g.add("Reshape", g.arrange(g.full(levels), (0, 1)), g.ints([-1]))
+    count = g.add("Shape", corners, start=0, end=1)
+    zero, one = g.constant(np.int64(0)), g.constant(np.int64(1))
+    every = g.add("Range", zero, g.add("Squeeze", count, g.ints([0])), one)
+    image = g.add("Div", every, g.constant(np.int64(shape[1])))
+    places, pooled = [], []
+    for number, values in enumerate(maps):
+        on_level = g.add("Equal", level, g.constant(np.int32(number)))
+        places.append(g.add("Compress", every, on_level, axis=0))
+        name = g.add(
+            "RoiAlign",
+            g.arrange(g.full(values), (0, 3, 1, 2)),
+            *(g.add("Compress", each, on_level, axis=0) for each in (corners, image)),
+            coordinate_transformation_mode="output_half_pixel",
+            output_height=shape[2],
+            output_width=shape[3],
+            sampling_ratio=SAMPLES,
+            spatial_scale=1 / (FIRST_STRIDE * 2**number),
+        )
+        pooled.append(name)
+    back = g.add("TopK", g.add("Concat", *places, axis=0), count, axis=0, largest=0, unused=1)
+    features = g.add("Gather", g.add("Concat", *pooled, axis=0), back, axis=0)
+    sizes = g.ints([-1, shape[1], shape[4], shape[2], shape[3]])
+    return Tensor(g.add("Reshape", features, sizes), (0, 1, 4, 2, 3), shape)

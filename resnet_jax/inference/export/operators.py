@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.inference.export.choice import gather_places, sort, suppress, top_k
+from resnet_jax.inference.export.choice import gather_places, pool_boxes, sort, suppress, top_k
 from resnet_jax.inference.export.graph import Const, Graph, Operand, Tensor, channels_first, stored_size
 
 Translate = Callable[..., Operand]
@@ -148,6 +148,8 @@ def _argmax(op: str) -> Translate:
 def _dot(g: Graph, eqn: Any, a: Operand, b: Operand) -> Operand:
     """Translate a product of matrices, or a sum over one axis of a tensor and a constant matrix."""
     ((of_a, of_b), batch), shape = eqn.params["dimension_numbers"], _shape(eqn)
+    if len(of_a) > 1 and isinstance(b, Const) and not any(batch) and len(b.shape) == len(of_b) + 1:
+        return _dot_over_several(g, eqn, a, b)
     if len(of_a) != 1 or (any(batch) and isinstance(a, Const) != isinstance(b, Const)):
         raise g.unsupported("dot_general over several axes")
     if any(batch):
@@ -186,6 +188,18 @@ def _dot(g: Graph, eqn: Any, a: Operand, b: Operand) -> Operand:
     else:
         name = g.add("MatMul", values, g.arrange(matrix, (across, 1 - across)))
     return Tensor(name, (*(places[axis] for axis in free), last), shape)
+
+
+def _dot_over_several(g: Graph, eqn: Any, a: Operand, b: Const) -> Operand:
+    """Translate a sum over several axes of a tensor and of a constant as a product with a matrix."""
+    (of_a, of_b), _ = eqn.params["dimension_numbers"]
+    x, other = g.full(a), dict(zip(of_a, of_b, strict=True))
+    free = [axis for axis in range(len(x.shape)) if axis not in of_a]
+    along = [axis for axis in x.axes if axis in of_a]
+    (out,) = (axis for axis in range(len(b.shape)) if axis not in of_b)
+    matrix = b.value.transpose([*(other[axis] for axis in along), out]).reshape(-1, b.shape[out])
+    values = g.add("Reshape", g.arrange(x, (*free, *along)), g.ints([*[0] * len(free), -1]))
+    return Tensor(g.add("MatMul", values, g.constant(matrix, b.name)), tuple(range(len(free) + 1)), _shape(eqn))
 
 
 def _batched_dot(g: Graph, eqn: Any, a: Operand, b: Operand) -> Operand:
@@ -450,5 +464,6 @@ JITTED: dict[str, Callable[..., Operand | None]] = {
     "blur_pool": blur_pool,
     "_softmax": softmax,
     "suppress": suppress,
+    "pool_boxes": pool_boxes,
 }
 """Jitted functions that are one operation or two; None from a translation is the function itself, step by step."""

@@ -109,7 +109,7 @@ class FasterRCNNOutputs(struct.PyTreeNode):
 
 
 def _is_large(boxes: Array, side: float) -> Array:
-    return ((boxes[..., 2:] - boxes[..., :2]) >= side).all(-1)
+    return (boxes[..., 2:] - boxes[..., :2]).min(-1) >= side
 
 
 def _anchor_labels(anchors: Array, boxes: Array, labels: Array) -> tuple[Array, Array]:

@@ -1,5 +1,6 @@
 """Every network as an ONNX graph: the same outputs, with PyTorch's names and not more nodes than PyTorch has."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -18,6 +19,7 @@ from resnet_jax.models.backbone import backbone_of, takes_text, with_fields
 from resnet_jax.models.detection.dense import DenseDetector
 from resnet_jax.models.detection.faster_rcnn import FasterRCNN
 from resnet_jax.models.detection.nms import Detections, select
+from resnet_jax.models.detection.roi_align import roi_align
 from resnet_jax.models.layers import ACTS, blur_pool
 from resnet_jax.models.zoo import MODELS
 from resnet_jax.recipe import Augment, Data, Model, Recipe
@@ -147,9 +149,25 @@ def test_the_same_boxes_are_chosen(class_agnostic):
     assert (np.diff(scores) <= 0).all()
 
 
-def test_a_network_of_two_stages_is_refused_by_its_operation():
-    with pytest.raises(InputError, match="^fpn: ONNX export does not know the operation gather; .*$"):
-        exported(small(MODELS["fasterrcnn_resnet50_fpn"]))
+class Pooled(nn.Module):
+    """A second stage that reads 40 boxes from the pixels, some of them without area or at the edge."""
+
+    input_shape = (16, 16, 8)
+
+    @nn.compact
+    def __call__(self, x, *, train=False):
+        x = x * self.param("scale", nn.initializers.ones, (1, 1, 1, 1))
+        maps = [x[..., :2], x[:, :8, :8, 2:4], x[:, :4, :4, 4:6], x[:, :2, :2, 6:]]
+        corners = 32 + 32 * x.reshape(x.shape[0], -1, 4)[:, :40]
+        boxes = jnp.concatenate([corners[..., :2] / 2, corners[..., :2] / 2 + corners[..., 2:]], -1)
+        boxes = jnp.minimum(jnp.where(corners[..., :1] > 40, 16 * boxes, boxes), 64)
+        return jax.vmap(roi_align)(maps, boxes).reshape(x.shape[0], -1)
+
+
+def test_boxes_are_pooled_alike():
+    content, difference = exported(Pooled())
+    assert difference.relative < 1e-5
+    assert Counter(node.op_type for node in onnx.load_from_string(content).graph.node)["RoiAlign"] == 4
 
 
 def every_act(x):
