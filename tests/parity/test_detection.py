@@ -288,13 +288,14 @@ def test_anchors_heads_boxes_and_losses(name, randomize, real_data):
 
 
 def test_pooled_boxes_equal_torchvisions():
-    """Boxes are all over an image of 32 pixels, some without area or at its edges; all are of the first level."""
+    """Boxes are all over an image of 32 pixels, some without area, at its edges or beyond them."""
     random = np.random.default_rng(0)
     values = random.standard_normal((8, 8, 3), np.float32)
     boxes = np.sort(random.uniform(0, 32, (50, 2, 2)), 1).reshape(-1, 4).astype(np.float32)
     boxes[:10, 2:] = 32
     boxes[5:15, :2] = boxes[5:15, 2:]
     boxes[15:20, 2] = boxes[15:20, 0] + 1
+    boxes[20:25, :2] -= 20
     pool = sys.modules["torchvision.ops.roi_align"]._roi_align
     rois = torch.tensor(np.concatenate([np.zeros((50, 1), np.float32), boxes], 1))
     theirs = pool(torch.tensor(values).permute(2, 0, 1)[None], rois, 0.25, 7, 7, 2, False)

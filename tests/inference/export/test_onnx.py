@@ -150,17 +150,17 @@ def test_the_same_boxes_are_chosen(class_agnostic):
 
 
 class Pooled(nn.Module):
-    """A second stage that reads 40 boxes from the pixels, some of them without area or at the edge."""
+    """A second stage that reads 40 boxes from the pixels: on three of four levels, some without area or at the edge."""
 
-    input_shape = (16, 16, 8)
+    input_shape = (64, 64, 8)
 
     @nn.compact
     def __call__(self, x, *, train=False):
         x = x * self.param("scale", nn.initializers.ones, (1, 1, 1, 1))
-        maps = [x[..., :2], x[:, :8, :8, 2:4], x[:, :4, :4, 4:6], x[:, :2, :2, 6:]]
-        corners = 32 + 32 * x.reshape(x.shape[0], -1, 4)[:, :40]
-        boxes = jnp.concatenate([corners[..., :2] / 2, corners[..., :2] / 2 + corners[..., 2:]], -1)
-        boxes = jnp.minimum(jnp.where(corners[..., :1] > 40, 16 * boxes, boxes), 64)
+        maps = [x[..., :2], x[:, :32, :32, 2:4], x[:, :16, :16, 4:6], x[:, :8, :8, 6:]]
+        corners = 128 + 128 * x.reshape(x.shape[0], -1, 4)[:, :40]
+        boxes = jnp.concatenate([corners[..., :2] / 3, corners[..., :2] / 3 + corners[..., 2:]], -1)
+        boxes = jnp.minimum(jnp.where(corners[..., :1] > 200, 16 * boxes, boxes), 256)
         return jax.vmap(roi_align)(maps, boxes).reshape(x.shape[0], -1)
 
 
