@@ -5,13 +5,17 @@ official split tests recordings 0 to 4 of each digit and speaker; the harder one
 in turn. Beside both networks stands a logistic regression on the same log-mel spectrograms, its penalty chosen by
 cross-validation in the training split.
 
-Measured on the official split, 300 recordings, five epochs, one seed, on two busy CPU cores:
+Measured test accuracy, five epochs; mean and standard deviation over three seeds of the official split (300 recordings)
+and over the six speakers left out:
 
-    log-mel and logistic regression    94.33 %
-    log-mel network                    96.33 %    38 s of training
-    network on waveforms               83.33 %    175 s with compilation
+                                   official           without the speaker    training on one CPU core
+    log-mel + logistic regression  94.3 %             75.7 % ± 12.4
+    log-mel + ResNet               96.3 % ± 1.2 (3)   80.0 % ± 8.4 (6)       7 to 9 s
+    waveform + 1-D ResNet          87.2 % ± 3.2 (3)   43.4 % ± 8.1 (6)       17 to 25 s
 
-Other seeds and the speakers left out have not been measured yet.
+On voices it has heard, the log-mel network makes a third fewer errors than the regression. On a new voice it is better
+for four of the six speakers, by 4 points on average over all six, but not significantly so (paired t-test, p = 0.33).
+The network on waveforms does not carry over to new voices.
 
     python experiments/speech/spoken_digits.py --archive FOLDER/fsdd.zip
 """
@@ -158,7 +162,7 @@ def draw(found: Accuracies, recordings: Recordings, picture: Path) -> None:
         panel.bar(np.arange(len(values)) + 0.27 * (place - 1), [100 * value for value in values], 0.25, label=name)
     panel.set(xticks=range(len(speakers)), xticklabels=[f"without {name}" for name in speakers], ylim=(0, 100))
     panel.set_ylabel("test accuracy, %")
-    panel.legend(fontsize=8, loc="lower right")
+    panel.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=100)
     plt.close(figure)
@@ -167,7 +171,7 @@ def draw(found: Accuracies, recordings: Recordings, picture: Path) -> None:
 def main() -> None:
     parser = script.parser(__doc__)
     parser.add_argument("--archive", type=Path, required=True)
-    parser.add_argument("--seeds", type=script.positive, default=2)
+    parser.add_argument("--seeds", type=script.positive, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/speech"))
     parser.add_argument("--picture", type=Path, default=Path("experiments/pictures/speech/spoken_digits.png"))
     options = parser.parse_args()
