@@ -1,13 +1,20 @@
-"""Is a film review positive? A linear model of its words answers far better than a residual network on its bytes.
+"""Is a film review positive? On so little text a linear model of its words answers better than residual networks.
 
-From all 9,596 training sentences the words reach 77.6 % of the 1,066 test sentences, the network 53.5 % after its five
-epochs (one seed; 113 s of training on two busy CPU cores): little better than guessing, with 57.0 % in
-training. From a quarter and a half of the sentences the words reach 70.9 and 74.4 %; there the network has not been
-trained yet.
+Test accuracy, mean and standard deviation over five seeds:
+
+    training sentences               2,399           4,798           9,596
+    TF-IDF + logistic regression     70.9 %          74.4 %          77.6 %
+    one residual block               67.4 % ± 0.9    68.7 % ± 1.3    70.1 % ± 2.5    2 min each on one CPU core
+    VDCNN-9                          52.0 % ± 0.9    52.8 % ± 1.3    55.6 % ± 1.2    20 s each
+
+VDCNN-9 learns its sentences by heart: after 20 epochs it reaches 99.7 % in training, and 56 % on sentences held out.
 
 5,331 positive and 5,331 negative sentences (Pang and Lee 2005); a tenth of each class, always the same, is the test
-split. The network is VDCNN with nine layers (Conneau et al. 2017), narrower here; the baseline is TF-IDF of words and
-pairs of words with a logistic regression. Both learn from the same fractions of the training split.
+split, and the networks read bytes. VDCNN with nine layers (Conneau et al. 2017), narrower here, was made for data sets
+of 120,000 to 3,600,000 texts. A single residual block sees seven bytes at a time, keeps the largest value of each
+channel over the sentence, and loses a fifth of the words in training. The baseline is TF-IDF of words and pairs of
+words with a logistic regression. All learn from the same fractions of the training split, the networks with as many
+steps for each. Recipes were chosen on a tenth of the training split, not on the test split.
 
     python experiments/text/polarity.py --folder FOLDER/rt-polarity
 """
@@ -15,16 +22,20 @@ pairs of words with a logistic regression. Both learn from the same fractions of
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from jax import Array
 
 from experiments import script
 from resnet_jax import InputError, RunOptions, train
 from resnet_jax.data.source import Source, from_arrays
 from resnet_jax.data.text import encode_text
 from resnet_jax.recipe import Augment, Data, Model, Optimizer, Recipe, Schedule
-from resnet_jax.report.statistics import MeanStd, mean_and_std
+from resnet_jax.report.statistics import mean_and_std
 
 CLASSES = ("negative", "positive")
 # Bytes of a sentence that are read; the longest has 269
@@ -39,6 +50,23 @@ recipe = Recipe(
     batch_size=64,
     epochs=5,
 )
+block = replace(
+    recipe,
+    model=replace(recipe.model, fields={"width": 64, "depths": (1,), "strides": (1,), "pool": "max"}),
+    optimizer=Optimizer(name="adamw", lr=0.001, weight_decay=0.1),
+    epochs=20,
+)
+BASELINE, VDCNN, BLOCK = "TF-IDF + logistic regression", "VDCNN-9", "one residual block"
+_LOST_WORDS, _SPACE = 0.2, ord(" ")
+# By fraction of the training split, then by method: one a seed
+Accuracies = dict[float, dict[str, list[float]]]
+
+
+def drop_words(key: Array, tokens: Array, target: Any) -> tuple[Array, Any]:
+    """Replace some words of a sentence, (l, 1) bytes, by spaces; bytes 0 are padding."""
+    word = jnp.cumsum(tokens[:, 0] == _SPACE)
+    lost = jax.random.bernoulli(key, _LOST_WORDS, (len(tokens),))[word]
+    return jnp.where(lost[:, None] & (tokens > 0), _SPACE, tokens).astype(tokens.dtype), target
 
 
 def read(folder: Path) -> tuple[list[str], np.ndarray]:
@@ -90,36 +118,34 @@ def baseline(sentences: Sequence[str], labels: np.ndarray, fraction: float = 1.0
     return float(model.score([sentences[index] for index in held], labels[held]))
 
 
-def accuracies(
-    sentences: Sequence[str], labels: np.ndarray, out: Path, seeds: Sequence[int]
-) -> dict[float, tuple[float, MeanStd]]:
-    """Return the accuracy of the baseline, and of the network over seeds, by fraction of the training split."""
-    found = {}
+def accuracies(sentences: Sequence[str], labels: np.ndarray, out: Path, seeds: Sequence[int]) -> Accuracies:
+    """Return the test accuracies of the baseline, and of the networks over seeds."""
+    found: Accuracies = {}
     # Evaluated and saved once, at the end
     options = RunOptions(eval_every=10**9, checkpoint_every=10**9)
     for fraction in FRACTIONS:
         data = sources(sentences, labels, fraction)
-        # As many steps for each fraction
-        one = replace(recipe, epochs=(recipe.epochs or 0) / fraction)
-        one = replace(one, schedule=replace(one.schedule, warmup=one.schedule.warmup / fraction))
-        runs = [
-            train(replace(one, seed=seed), out / f"{fraction:g}_{seed}", data=data, options=options) for seed in seeds
-        ]
-        network = mean_and_std([run.rows[-1]["test/accuracy"] for run in runs])
-        found[fraction] = baseline(sentences, labels, fraction), network
+        found[fraction] = {BASELINE: [baseline(sentences, labels, fraction)]}
+        for name, whole, transform in ((VDCNN, recipe, None), (BLOCK, block, drop_words)):
+            # As many steps for each fraction
+            one = replace(whole, epochs=(whole.epochs or 0) / fraction)
+            one = replace(one, schedule=replace(one.schedule, warmup=one.schedule.warmup / fraction))
+            runs = [(replace(one, seed=seed), out / f"{name.replace(' ', '-')}_{fraction:g}_{seed}") for seed in seeds]
+            results = [train(*run, data=data, transform=transform, options=options) for run in runs]
+            found[fraction][name] = [float(result.rows[-1]["test/accuracy"]) for result in results]
     return found
 
 
-def draw(found: dict[float, tuple[float, MeanStd]], size: int, picture: Path) -> None:
+def draw(found: Accuracies, size: int, picture: Path) -> None:
     """Draw the accuracies over the number of training sentences."""
     figure, panel = plt.subplots(figsize=(6, 3.6), layout="constrained")
-    counts = [size * fraction for fraction in found]
-    panel.plot(counts, [100 * words for words, _ in found.values()], "o-", label="TF-IDF + logistic regression")
-    means = [100 * network.mean for _, network in found.values()]
-    panel.errorbar(counts, means, [100 * (n.std or 0) for _, n in found.values()], fmt="s-", capsize=3, label="VDCNN-9")
+    for name, marker in ((BASELINE, "o"), (BLOCK, "D"), (VDCNN, "s")):
+        each = [mean_and_std(methods[name], 0.01) for methods in found.values()]
+        means, spans = [value.mean for value in each], [value.std or 0 for value in each]
+        panel.errorbar([size * part for part in found], means, spans, fmt=f"{marker}-", capsize=3, label=name)
     panel.axhline(50, color="gray", linestyle=":", label="guessing")
     panel.set(xlabel="training sentences", ylabel="test accuracy, %")
-    panel.legend()
+    panel.legend(fontsize=8, loc="center left", bbox_to_anchor=(0, 0.4))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=100)
     plt.close(figure)
@@ -135,9 +161,9 @@ def main() -> None:
     sentences, labels = read(options.folder)
     found = accuracies(sentences, labels, options.out, range(options.seeds))
     size = len(split(labels)[0])
-    for fraction, (words, network) in found.items():
-        said = f"TF-IDF {100 * words:.1f}, VDCNN-9 {mean_and_std(network.values, 0.01).format(1)} %"
-        print(f"{fraction * size:,.0f} sentences: {said} ({len(network.values)})")
+    for fraction, methods in found.items():
+        said = ", ".join(f"{name} {mean_and_std(values, 0.01).format(1, ' %')}" for name, values in methods.items())
+        print(f"{fraction * size:,.0f} sentences: {said} ({options.seeds} seeds)")
     draw(found, size, options.picture)
 
 

@@ -3,6 +3,7 @@
 import io
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -108,3 +109,34 @@ def test_sentences_are_split_by_class_and_never_shared(script, tmp_path):
     assert (train.size, test.size, train.read(0).image.shape) == (54, 6, (polarity.LENGTH, 1))
     with pytest.raises(InputError, match=r"rt-polarity.neg: cannot be read"):
         polarity.read(tmp_path / "missing")
+
+
+def test_words_are_dropped_whole(script):
+    polarity = script("text", "polarity.py")
+    text = "a film of rare and quiet beauty that nobody saw"
+    tokens = jnp.asarray(polarity.encode_text(text, 64))
+    keys = jax.random.split(jax.random.key(0), 50)
+    found = [bytes(np.asarray(polarity.drop_words(key, tokens, 1)[0])[:, 0].tolist()) for key in keys]
+    assert all(len(one.rstrip(b"\0")) == len(text) for one in found)
+    left = [one.rstrip(b"\0").decode().split() for one in found]
+    assert all(set(words) <= set(text.split()) for words in left)
+    assert 0.7 < np.mean([len(words) for words in left]) / len(text.split()) < 0.9
+
+
+def test_each_method_learns_from_each_fraction(script, tmp_path, monkeypatch):
+    polarity = script("text", "polarity.py")
+    sentences = [f"{word} {n}" for word in ("bad", "good") for n in range(40)]
+
+    def fake(one, out, *, data, **_):
+        return SimpleNamespace(rows=[{"test/accuracy": one.epochs * data[0].size}])
+
+    monkeypatch.setattr(polarity, "train", fake)
+    found = polarity.accuracies(sentences, np.repeat([0, 1], 40), tmp_path, range(2))
+    assert list(found) == [0.25, 0.5, 1.0]
+    for methods in found.values():
+        assert methods[polarity.BASELINE] == [1.0]
+        # As many examples are seen from each fraction
+        assert methods[polarity.VDCNN] == pytest.approx([5 * 72] * 2)
+        assert methods[polarity.BLOCK] == pytest.approx([20 * 72] * 2)
+    polarity.draw(found, 72, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").is_file()
