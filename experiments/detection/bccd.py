@@ -16,7 +16,7 @@ Measured (seeds 0, 1 and 2, the last epoch, all 945 boxes of the 72 test photos;
     likely boxes of the training images      1.1 %           4.5 %
     retinanet_resnet18_fpn, 40 epochs       53.9 % ± 0.2    84.2 % ± 0.8
 
-Training took 50 and 52 min for seeds 1 and 2, on one CPU core each, beside other work.
+Training took 50 and 52 min for seeds 1 and 2, on one CPU core each, beside other work (`--seed`).
 
 The network is `retinanet_resnet18_fpn` with a pyramid of 64 channels (levels P3 to P5, two convolutions a head; 11.5
 million parameters), on images of 320x240. Nothing was tuned on the test split.

@@ -1,6 +1,6 @@
 """Federated averaging of a ResNet with Flower, whose messages and scheduling replace those of questions/federated.py.
 
-Ten clients of unequal size, mostly of two classes each, train ResNet-8 on their own digits, one pass per round; the
+Ten clients of unequal size, each with few classes, train ResNet-8 on their own digits, one pass per round; the
 server averages parameters and statistics by their numbers of digits, and evaluates. Flower pins much, so it belongs in
 an environment of its own (flwr 1.42):
 

@@ -197,7 +197,9 @@ def _dot_over_several(g: Graph, eqn: Any, a: Operand, b: Const) -> Operand:
     free = [axis for axis in range(len(x.shape)) if axis not in of_a]
     along = [axis for axis in x.axes if axis in of_a]
     (out,) = (axis for axis in range(len(b.shape)) if axis not in of_b)
-    matrix = b.value.transpose([*(other[axis] for axis in along), out]).reshape(-1, b.shape[out])
+    matrix = (
+        np.broadcast_to(b.value, b.shape).transpose([*(other[axis] for axis in along), out]).reshape(-1, b.shape[out])
+    )
     values = g.add("Reshape", g.arrange(x, (*free, *along)), g.ints([*[0] * len(free), -1]))
     return Tensor(g.add("MatMul", values, g.constant(matrix, b.name)), tuple(range(len(free) + 1)), _shape(eqn))
 

@@ -60,29 +60,27 @@ def pool_boxes(maps: Sequence[Array], boxes: Array, levels: Array, size: int) ->
     steps = (jnp.arange(size * SAMPLES, dtype=boxes.dtype) + 0.5) / SAMPLES
 
     def axis(low: Array, high: Array, length: Array) -> tuple[Array, Array, Array, Array]:
-        """Return between which pixels each point along an axis lies, the weight of the second, and what is inside."""
+        """Return the pixels before and after each point along an axis, and their weights, which are 0 outside."""
         points = low + steps * (jnp.maximum(high - low, 1) / size)
         # A box of less than a pixel reaches beyond the edge of the map; torchvision's operators take points there as 0
         inside = (points >= -1) & (points <= length)
         points = jnp.maximum(points, 0)
         before = jnp.minimum(jnp.floor(points).astype(jnp.int32), length - 1)
-        weight = jnp.where(before >= length - 1, 0, points - before)
-        return before, jnp.minimum(before + 1, length - 1), weight, inside
+        second = jnp.where(before >= length - 1, 0, points - before)
+        return before, jnp.minimum(before + 1, length - 1), inside * (1 - second), inside * second
 
     def one(box_and_level: tuple[Array, Array]) -> Array:
         box, level = box_and_level
         x1, y1, x2, y2 = box / (FIRST_STRIDE * 2.0**level)
-        top, bottom, down, in_rows = axis(y1, y2, heights[level])
-        left, right, across, in_columns = axis(x1, x2, widths[level])
+        top, bottom, upper, lower = axis(y1, y2, heights[level])
+        left, right, first, second = axis(x1, x2, widths[level])
 
         def at(ys: Array, xs: Array) -> Array:
             return flat[starts[level] + ys[:, None] * widths[level] + xs[None]]
 
-        down, across = down[:, None, None], across[None, :, None]
-        upper = at(top, left) * (1 - across) + at(top, right) * across
-        lower = at(bottom, left) * (1 - across) + at(bottom, right) * across
-        inside = in_rows[:, None, None] & in_columns[None, :, None]
-        values = jnp.where(inside, upper * (1 - down) + lower * down, 0)
+        above = at(top, left) * first[None, :, None] + at(top, right) * second[None, :, None]
+        below = at(bottom, left) * first[None, :, None] + at(bottom, right) * second[None, :, None]
+        values = above * upper[:, None, None] + below * lower[:, None, None]
         return values.reshape(size, SAMPLES, size, SAMPLES, -1).mean((1, 3))
 
     return jax.lax.map(one, (boxes, levels), batch_size=_AT_ONCE)
