@@ -135,11 +135,16 @@ def compiled_text(setup, inputs):
 @pytest.mark.parametrize("steps", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_devices_with_whole_groups_meet_twice_a_step(tmp_path, steps):
     """All gradients, statistics and losses in one reduction of floats, and all counts in one of integers."""
-    text = compiled_text(*setup_on(8, tmp_path, grad_accum_steps=steps))
+    setup, inputs = setup_on(8, tmp_path, grad_accum_steps=steps)
+    text = compiled_text(setup, inputs)
     kinds = re.findall(r"= \(?([a-z]+\d+)\S* .*?all-reduce(?:-start)?\(", text)
     assert 1 <= len(re.findall(r" all-reduce(?:-start)?\(", text)) <= 2
     assert "s32" in kinds or "(s32" in text  # counts travel as integers, exact beyond 2**24
     assert not re.search(r"all-gather|all-to-all|collective-permute|reduce-scatter", text)
+    # Compilers join at most 256 arrays: all vectors are one
+    kernels = [leaf for leaf in jax.tree.leaves(abstract_train_state(setup).params) if leaf.ndim > 1]
+    (floats,) = re.findall(r"= (\(?f32.*?) all-reduce(?:-start)?\(", text)
+    assert len(re.findall(r"f32\[", floats)) == len(kernels) + 1
 
 
 @pytest.mark.slow
