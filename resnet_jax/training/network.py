@@ -126,8 +126,7 @@ def _with_norm(network: Network, model: Model) -> Network:
     """Return the network with the recipe's BatchNorm; raise InputError if it has none and the recipe sets it."""
     backbone = backbone_of(network)
     if backbone is not None and backbone.norm is BatchNorm:
-        norm = partial(BatchNorm, group=model.norm_group_size, momentum=model.norm_momentum, frozen=model.freeze_norm)
-        return with_fields(network, norm=norm)
+        return with_fields(network, norm=_batch_norm(model.norm_group_size, model.norm_momentum, model.freeze_norm))
     if model.norm_group_size is not None or model.freeze_norm:
         field = (
             f"freeze_norm is {model.freeze_norm}"
@@ -136,6 +135,12 @@ def _with_norm(network: Network, model: Model) -> Network:
         )
         raise InputError(f"model.{field}; {model.name} has no BatchNorm, so leave it out")
     return network
+
+
+# The same object each time: two partials are never equal, nor would be the networks of two runs of a recipe
+@lru_cache
+def _batch_norm(group: int | None, momentum: float, frozen: bool) -> partial[BatchNorm]:
+    return partial(BatchNorm, group=group, momentum=momentum, frozen=frozen)
 
 
 def require_resnet(model: nn.Module, what: str) -> ResNet:
