@@ -2,9 +2,12 @@
 
 import gc
 import importlib.util
+import math
 import os
+import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +75,7 @@ def real_data() -> Path:
 
 
 _programs: dict[Any, Any] = {}
+_exchanged = time.monotonic()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -79,10 +83,22 @@ def _free_memory() -> Iterator[None]:
     """Forget what a module has compiled, or a worker would grow to gigabytes; exchange it with the other workers."""
     yield
     _programs.clear()
-    jax.clear_caches()
-    gc.collect()
-    compilation_cache.publish_entries(COMPILED, OWN_COMPILED)
-    compilation_cache.link_entries(COMPILED, OWN_COMPILED)
+    if _resident_gib() > 2:
+        jax.clear_caches()
+        gc.collect()
+    global _exchanged
+    if time.monotonic() - _exchanged > 30:
+        compilation_cache.publish_entries(COMPILED, OWN_COMPILED)
+        compilation_cache.link_entries(COMPILED, OWN_COMPILED)
+        _exchanged = time.monotonic()
+
+
+def _resident_gib() -> float:
+    """Return the memory of this process; infinite if the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**30
+    except OSError:
+        return math.inf
 
 
 @pytest.fixture(autouse=True)

@@ -201,10 +201,14 @@ def words_of_the_house() -> list[tuple[str, str]]:
 
 def test_names_that_are_gone_stay_gone():
     texts, found = words_of_the_house(), []
+    words = {word for _, text in texts for word in re.findall(r"\w+", text)}
     for pattern in OLD_NAMES:
-        compiled = re.compile(pattern)
+        compiled, plain = re.compile(pattern, re.MULTILINE), re.fullmatch(r"\\b(\w+)\\b", pattern)
+        # A set of all words is faster than a search for each
+        if plain and plain[1] not in words:
+            continue
         for name, text in texts:
-            for number, line in enumerate(text.splitlines(), 1):
+            for number, line in enumerate(text.splitlines() if compiled.search(text) else (), 1):
                 if compiled.search(line):
                     found.append(f"{name}:{number}: {pattern}: {line.strip()[:100]}")
     assert not found, "\n" + "\n".join(found)

@@ -70,7 +70,7 @@ class Target(NamedTuple):
     read: Callable[[Path], Any]
     """Takes the changed file."""
     change: Callable[[Random, bytes], bytes] = change_bytes
-    quick: int = 300
+    quick: int = 100
     """Cases in `make test`."""
     refusals: type[Exception] = InputError
 
@@ -417,23 +417,23 @@ def _read_flags(path: Path) -> None:
 
 
 TARGETS = {
-    "images": Target(_make_images, _read_image, _change_image, 1_000),
+    "images": Target(_make_images, _read_image, _change_image, 300),
     "videos": Target(_make_videos, _read_video),
-    "safetensors": Target(_make_safetensors, read_tensors, _change_safetensors, 1_000),
-    "torch zip": Target(_make_zips, read_tensors, _change_zip, 1_000),
-    "torch pickles": Target(_make_legacy, read_tensors, change_bytes, 1_000),
+    "safetensors": Target(_make_safetensors, read_tensors, _change_safetensors, 300),
+    "torch zip": Target(_make_zips, read_tensors, _change_zip, 300),
+    "torch pickles": Target(_make_legacy, read_tensors, change_bytes, 300),
     "hub folder": Target(_make_hub, _read_hub, _change_hub_file),
     "JSON": Target(
-        _writer({"x": json.dumps(TIMM)}), lambda path: parse_json(path.read_bytes()), change_json, 1_000, ValueError
+        _writer({"x": json.dumps(TIMM)}), lambda path: parse_json(path.read_bytes()), change_json, 300, ValueError
     ),
     "recipe": Target(
         _writer({f"{name}.json": to_json(recipe) for name, recipe in RECIPES.items()}),
         lambda path: to_json(check(load_recipe(path))),
         _signed(change_json),
     ),
-    "run": Target(_make_run, _read_run, _signed(change_json), 1_000),
+    "run": Target(_make_run, _read_run, _signed(change_json), 300),
     "metrics": Target(_make_metrics, _read_metrics, change_lines),
-    "checkpoints": Target(_make_manifest, _read_checkpoints, _change_manifest, 300, DamageError),
+    "checkpoints": Target(_make_manifest, _read_checkpoints, _change_manifest, 50, DamageError),
     "shards": Target(_make_shards, _read_shards, _change_shards),
     "VOC boxes": Target(formats.make_voc, formats.read_voc, formats.change_voc),
     "COCO boxes": Target(formats.make_coco, formats.read_coco, formats.change_coco),
@@ -441,8 +441,8 @@ TARGETS = {
     "tar shards": Target(formats.make_tar, formats.read_tar, formats.change_tar),
     "tables": Target(formats.make_tables, formats.read_table, formats.change_table),
     "sounds": Target(formats.make_sounds, formats.read_sound),
-    "tfds": Target(_make_tfds, _read_tfds, _change_shards, 100),
+    "tfds": Target(_make_tfds, _read_tfds, _change_shards, 50),
     "flags": Target(
-        _writer({f"{n}": "\n".join(words.split()) for n, words in enumerate(FLAGS)}), _read_flags, change_lines, 80
+        _writer({f"{n}": "\n".join(words.split()) for n, words in enumerate(FLAGS)}), _read_flags, change_lines, 25
     ),
 }

@@ -9,7 +9,7 @@ import pytest
 from targets import TARGETS
 
 # The slow test tries this multiple of the quick one's cases, up to a limit
-MULTIPLE, MOST = 5, 3_000
+MULTIPLE, MOST = 15, 3_000
 # To look further: other cases than those that the tests always try
 FIRST = int(os.environ.get("RESNET_JAX_FUZZ_FROM", "0"))
 STATUS = Path("/proc/self/status")
