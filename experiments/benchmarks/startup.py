@@ -2,9 +2,9 @@
 
     python -m experiments.benchmarks.startup [--model resnet50] [--rounds 3]
 
-Trains two steps on the synthetic images, resumes for two more, predicts an image and evaluates, each in a process of its
-own, and prints wall-clock and CPU seconds, medians and ranges over all rounds; the settings take turns, so that a busy
-machine is equally busy for each.
+Trains two steps on the synthetic images, resumes for two more, predicts an image and evaluates, each in a process of
+its own, and prints wall-clock and CPU seconds, medians and ranges over all rounds; the settings take turns, so that a
+busy machine is equally busy for each.
 """
 
 import os

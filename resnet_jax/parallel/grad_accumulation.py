@@ -68,15 +68,15 @@ def accumulate_gradients(mesh: Mesh, steps: int, unit: int, *, unroll: bool | No
         def on_device(fixed: Any, batch: Any) -> Any:
             # Marked as varying, so that gradients stay on the device until all microbatches are summed
             fixed = lax.pcast(fixed, "data", to="varying")
-            return sum_over_devices(_sum(partial(function, fixed), _split(batch, steps), unroll))
+            return _sum_over_devices(_sum(partial(function, fixed), _split(batch, steps), unroll))
 
         return jax.shard_map(on_device, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())(fixed, batch)
 
     return accumulate
 
 
-def sum_over_devices(tree: Any) -> Any:
-    """Sum a tree over the axis "data" of a mesh, its vectors as one array: compilers join at most 256 into a message."""
+def _sum_over_devices(tree: Any) -> Any:
+    """Sum a tree over the axis "data" of a mesh, its vectors as one array: compilers join at most 256 in a message."""
     leaves, structure = jax.tree.flatten(tree)
     is_vector = [leaf.ndim < 2 and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     vector, split = ravel_pytree([leaf for leaf, small in zip(leaves, is_vector, strict=True) if small])
