@@ -55,6 +55,7 @@ def test_wrong_use_is_one_line_and_exit_code_two(words, message, capsys):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_table_of_the_last_lines_and_their_mean(capsys):
     assert main([*TRAIN, "--seeds", "0:3", "--out", "x"]) == 0
     printed = capsys.readouterr().out

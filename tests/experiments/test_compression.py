@@ -52,6 +52,7 @@ def test_the_penalty_is_on_the_scales_that_prune(script, drawn):
     assert names == {("stage1_block1", "norm1", "scale"), ("stage2_block1", "norm1", "scale")}
 
 
+@pytest.mark.slow
 def test_the_table_of_one_seed(script, tmp_path, monkeypatch, capsys):
     pruning = script("compression", "pruning.py")
     monkeypatch.setattr(pruning, "BASE_WIDTHS", (32,))

@@ -1,6 +1,7 @@
 """The BCCD experiment: its baseline is what it says, and its recipe fits its data."""
 
 import numpy as np
+import pytest
 
 from resnet_jax.data.source import Example, Source
 from resnet_jax.models.detection.objects import make_objects
@@ -21,6 +22,7 @@ def test_likely_boxes_see_no_image(script):
     assert (np.diff(scores) <= 0).all()
 
 
+@pytest.mark.slow
 def test_the_recipe_holds_all_boxes(script, real_data):
     bccd = script("detection", "bccd.py")
     recipe = check(bccd.recipe)

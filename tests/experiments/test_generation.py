@@ -88,6 +88,7 @@ def test_frechet_distance(diffusion):
     assert diffusion.frechet_distance(first, first) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_all_of_it_at_a_reduced_size(diffusion, small, tmp_path, monkeypatch, capsys):
     tiny = {"batch_size": 16, "schedule": Schedule(warmup=0), "epochs": None, "steps": 2}
     monkeypatch.setitem(diffusion.UNETS, "digits", small.unet)

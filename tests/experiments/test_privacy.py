@@ -352,6 +352,7 @@ def test_an_audit_stays_below_epsilon_and_without_noise_does_not(monkeypatch, tm
     assert (tmp_path / "1.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_head_on_features_for_each_epsilon_and_seed(monkeypatch, tmp_path, capsys):
     """From flags to the picture, on images whose class is their stripes."""
 
@@ -374,6 +375,7 @@ def test_a_head_on_features_for_each_epsilon_and_seed(monkeypatch, tmp_path, cap
     assert (tmp_path / "features" / "epsilon2" / "seed1" / "privacy.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_guarantee_out_of_reach_is_one_line_and_exit_2(tmp_path):
     command = [sys.executable, "experiments/privacy/dp_sgd.py", "digits", "--epsilons", "inf", "0.001"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -385,6 +387,7 @@ def test_a_guarantee_out_of_reach_is_one_line_and_exit_2(tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_the_recipe_of_de_et_al():
     """Its authors stop at epsilon 1 with noise 10; this accountant needs less. Nothing is trained here."""
     setting = dp_sgd.SETTINGS["de2022"]

@@ -4,7 +4,7 @@ import pytest
 
 from experiments.reliability import attacks
 
-QUICK = ("damage", "corrupt-images")
+QUICK = ("corrupt-images",)
 BOTH_WAYS = {"rewritten-shards": 2}
 
 

@@ -117,7 +117,7 @@ def test_corrupt_images_are_logged_once_and_counted():
         corrupt_log(corrupt, 1, said.append)()
 
 
-@pytest.mark.parametrize("gib", [0.0, 2.0])
+@pytest.mark.parametrize("gib", [0.0, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_a_run_with_a_corrupt_image(tiny, tmp_path, monkeypatch, gib):
     def source(split, folder, original=DATASETS["tiny"]):
         clean = original(split, folder)

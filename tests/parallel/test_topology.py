@@ -97,6 +97,7 @@ def test_sharding_changes_nothing(steps):
     assert topology.difference(one_device(2, True, "wide"), there) < DOUBLE
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("topology")
 def test_devices_and_accumulation_change_nothing_for_a_student(tmp_path):
     """Under a teacher whose mean and std are others."""

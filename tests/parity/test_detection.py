@@ -270,8 +270,8 @@ def compare(name, randomize, images, side, candidates=1000):
 
 
 def slowly(name):
-    """The later ones are made of the same functions, and compared less often."""
-    return pytest.param(name, marks=pytest.mark.slow if name.endswith("v2") else ())
+    """The others are made of the same functions, and compared less often."""
+    return pytest.param(name, marks=pytest.mark.slow if name != "retinanet_resnet50_fpn" else ())
 
 
 @pytest.mark.parametrize("name", [slowly(name) for name in NAMES])

@@ -170,7 +170,7 @@ def test_seeds_that_are_added_are_trained_and_those_that_have_ended_are_left_alo
     chex.assert_trees_all_equal(both[1].state, first[1].state)
 
 
-@pytest.mark.parametrize("layout", layouts("vmap"))
+@pytest.mark.parametrize("layout", layouts("sequential"))
 def test_a_replica_that_is_not_finite_stops_and_the_others_go_on(tiny, tmp_path, alone, monkeypatch, layout):
     plain = seed_groups.restore_or_init
 
@@ -217,7 +217,7 @@ def test_the_data_lies_on_a_device_once(tiny, tmp_path, monkeypatch, layout):
         assert sorted(device.id for some in devices for device in some) == list(range(LAYOUTS[layout]))
 
 
-@pytest.mark.parametrize("layout", layouts("vmap"))
+@pytest.mark.parametrize("layout", layouts("sequential"))
 def test_a_signal_ends_all_of_them_and_the_same_command_goes_on(tiny, tmp_path, alone, monkeypatch, layout):
     module = stacked_module if layout == "vmap" else loop_module
 

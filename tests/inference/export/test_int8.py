@@ -55,6 +55,7 @@ def test_calibration_images_of_a_folder(run, capsys):
     assert export("run", "net.onnx", int8="photos").report["Size"].endswith(f"int8 {Path('net.onnx').stat().st_size:,}")
 
 
+@pytest.mark.slow
 def test_a_run_that_trained_with_8_bits_keeps_its_ranges(make_run, capsys):
     fields = {"depths": (1, 1), "width": 8}
     run = make_run(model=Model(name="resnet8", fields=fields, quantize=True))

@@ -87,7 +87,13 @@ FAMILIES = (
 )
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def slowly(name):
+    """Those that take seconds are tested with the slow tests, but for a decoder."""
+    quick = name in ("resnet20", "resnet18v2", "resnetblur18", "mobilenet_v2", "unet_resnet18")
+    return pytest.param(name, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", map(slowly, FAMILIES))
 def test_a_network_of_each_family(name):
     _, difference = exported(small(MODELS[name]))
     assert difference.relative < 1e-5
