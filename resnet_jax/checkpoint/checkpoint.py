@@ -143,6 +143,7 @@ def restore(
     *,
     quarantine: bool = False,
     best: bool = False,
+    partial: bool = False,
     foreign: Callable[[dict[str, Any]], str] = lambda progress: "",
     log: Log = log_to_stderr,
 ) -> tuple[Any, dict[str, Any]] | None:
@@ -153,6 +154,7 @@ def restore(
         abstract_state: shapes, dtypes and shardings of the state; its devices may differ from those that saved it.
         quarantine: move damaged checkpoints away, as only the process that trains there may do.
         best: the one with the largest metric instead of the newest; InputError if none has a metric.
+        partial: read the leaves of `abstract_state` only; others may have been saved with them.
         foreign: returns why a checkpoint with this progress is that of another run, or ""; it counts as damaged.
         log: called with a line for each damaged checkpoint that is skipped.
 
@@ -167,7 +169,7 @@ def restore(
                     f"{folder}: no checkpoint has been evaluated yet, so none is the best; to use the newest, of step"
                     f" {step}, leave out --best"
                 )
-            tree = _read(folder / str(step), {"state": abstract_state})
+            tree = _read(folder / str(step), {"state": abstract_state}, partial)
             return tree["state"], decode_progress(manifest.progress)
         except (DamageError, InputError):
             # Otherwise the run that writes there has removed it meanwhile, for a newer one
@@ -223,13 +225,16 @@ def _finish(checkpoints: Checkpoints, writer: ocp.StandardCheckpointer, step: in
             clear_incomplete(checkpoints.folder)
 
 
-def _read(folder: Path, like: Any) -> Any:
-    """Return the tree of an intact checkpoint; raise InputError, naming the leaves, if it is not `like`."""
+def _read(folder: Path, like: Any, partial: bool) -> Any:
+    """Return the tree, or a part, of an intact checkpoint; raise InputError, naming leaves, if it is not `like`."""
     try:
-        wrong = misfits(read_manifest(folder).leaves, describe_leaves(like))
+        saved, wanted = read_manifest(folder).leaves, describe_leaves(like)
+        wrong = misfits({path: saved[path] for path in saved if path in wanted or not partial}, wanted)
         if not wrong:
-            with _ORBAX, closing(ocp.StandardCheckpointer()) as reader:
-                return reader.restore(folder.absolute(), like)
+            how = ocp.checkpoint_utils.construct_restore_args(like)
+            args = ocp.args.PyTreeRestore(like, restore_args=how, partial_restore=partial)
+            with _ORBAX, closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+                return reader.restore(folder.absolute(), args)
     # Orbax raises bare exceptions
     except Exception as error:
         reason = first_line(error)

@@ -63,7 +63,8 @@ def load_model(
         _require_unset(checkpoint, f"{where}: is not a run, and has only one set of weights")
         return _load_weights(str(where), weights, data_dir, devices, cast, headless)
     _require_unset(weights, f"{where}: a run has its own network, data and preprocessing")
-    setup, state = load_run(Path(where), devices, best=checkpoint.best, network=checkpoint.network, parts=parts)
+    best, network = checkpoint.best, checkpoint.network
+    setup, state = load_run(Path(where), devices, best=best, network=network, parts=parts, optimizer=False)
     return setup, state if checkpoint.no_ema else with_ema_params(state)
 
 

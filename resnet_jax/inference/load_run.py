@@ -19,6 +19,7 @@ def load_run(
     best: bool = False,
     network: str | None = None,
     parts: Parts = Parts(),
+    optimizer: bool = True,
     log: Log = log_to_stderr,
 ) -> tuple[TrainSetup, TrainState]:
     """Return the setup and the newest state of a run, without its data; nothing in the directory changes.
@@ -29,6 +30,7 @@ def load_run(
         best: use the checkpoint with the best evaluation instead of the newest.
         network: your own network, `package.module:network`, if the recipe names one; imported only if you name it.
         parts: parts that were passed to the run as values and that the state depends on: model, task, optimizer.
+        optimizer: read the state of the optimiser as well; without it, `opt_state` is ().
         log: called with a line about each damaged checkpoint.
 
     Raises:
@@ -40,9 +42,9 @@ def load_run(
     """
     run = Path(run)
     require_run(run)
-    require_given(run, parts.given(), needed=("model", "task", "optimizer"))
+    require_given(run, parts.given(), needed=("model", "task", *(["optimizer"] if optimizer else [])))
     # The network is opened without its data
     setup = make_setup(
         load_recipe(run, network=network, data=read_recipe(run).data.name), read_dataset_info(run), devices, parts=parts
     )
-    return setup, restored_state(setup, run, best=best, log=log)
+    return setup, restored_state(setup, run, best=best, optimizer=optimizer, log=log)

@@ -50,10 +50,10 @@ def normalization_notes(where: str, known: Preprocessing | None, data: Data) -> 
 
 def restored_run(run: Path, *, best: bool = False) -> tuple[TrainSetup, TrainState]:
     """Return the setup and the newest or best state of a run, its EMA if it has one; raise InputError without one."""
-    require_given(run, (), needed=("model", "task", "optimizer"))
+    require_given(run, (), needed=("model", "task"))
     devices = 1 if jax.process_count() == 1 else None
     setup = make_setup(load_recipe(run), read_dataset_info(run), devices)
-    return setup, with_ema_params(restored_state(setup, run, best=best))
+    return setup, with_ema_params(restored_state(setup, run, best=best, optimizer=False))
 
 
 def _load_from_run(model: Network, run: Path, best: bool) -> Loaded:

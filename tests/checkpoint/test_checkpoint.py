@@ -336,13 +336,27 @@ def test_a_checkpoint_that_is_removed_before_it_is_read_gives_way_to_the_newer_o
     chex.assert_trees_all_equal(restore(tmp_path, log=pytest.fail), state_at(2))
 
 
+def test_a_part_of_the_leaves_is_read_and_has_to_fit(tmp_path):
+    write(tmp_path, 1)
+    state = state_at(1)[0]
+    part, abstract = ({"params": one.params, "ema": one.ema} for one in (state, like()))
+    found, progress = checkpoint.restore(tmp_path, abstract, partial=True)
+    chex.assert_trees_all_equal(found, part)
+    assert progress["timer"] == state_at(1)[1]["timer"]
+    with pytest.raises(InputError, match="state/opt_state/0/trace/head/kernel is not expected"):
+        checkpoint.restore(tmp_path, abstract)
+    abstract["params"]["head"]["kernel"] = jax.ShapeDtypeStruct((8, 65), jnp.float32)
+    with pytest.raises(InputError, match=r"state/params/head/kernel is float32\[8, 64\], not float32\[8, 65\]"):
+        checkpoint.restore(tmp_path, abstract, partial=True)
+
+
 def test_what_orbax_cannot_read_is_one_line(tmp_path, monkeypatch):
     write(tmp_path, 1)
 
     def fail(*args):
         raise ValueError("NOT_FOUND: gone\nmore")
 
-    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", fail)
+    monkeypatch.setattr(ocp.Checkpointer, "restore", fail)
     with pytest.raises(InputError, match=r"/1: this checkpoint cannot be read \(NOT_FOUND: gone\); repeat the command"):
         restore(tmp_path)
 

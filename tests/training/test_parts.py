@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from resnet_jax.data.source import Example, Source, from_arrays
 from resnet_jax.errors import InputError
 from resnet_jax.inference.evaluate import evaluate
 from resnet_jax.inference.explain import explain
+from resnet_jax.inference.load_model import load_model
 from resnet_jax.inference.load_run import load_run
 from resnet_jax.inference.predict import predict
 from resnet_jax.recipe import Augment, Model, Optimizer
@@ -102,6 +104,14 @@ def test_a_part_changes_the_run_and_is_recorded(recipe, tmp_path, name):
         assert setup.task.loss is cross_entropy
         values = evaluate(run, parts=Parts(task=classification()), devices=1).values
         assert curve(run)[-1]["test/loss"] == values["loss"]
+    if name == "optimizer":
+        # Only training reads its state
+        with pytest.raises(InputError, match="its optimizer was passed as a value"):
+            load_run(run, 1)
+        setup, state = load_model(run, devices=1)
+        assert state.opt_state == ()
+        chex.assert_trees_all_equal(state, load_run(run, 1, parts=Parts(optimizer=optax.adam))[1].replace(opt_state=()))
+        assert evaluate(run, devices=1).values["loss"] == curve(run)[-1]["test/loss"]
 
 
 def test_resuming_needs_the_part_again_and_continues_the_curve(recipe, tmp_path):
