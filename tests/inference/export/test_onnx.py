@@ -93,7 +93,7 @@ def slowly(name):
     return pytest.param(name, marks=() if quick else pytest.mark.slow)
 
 
-@pytest.mark.parametrize("name", map(slowly, FAMILIES))
+@pytest.mark.parametrize("name", [slowly(name) for name in FAMILIES])
 def test_a_network_of_each_family(name):
     _, difference = exported(small(MODELS[name]))
     assert difference.relative < 1e-5
