@@ -45,6 +45,7 @@ from resnet_jax.recipe import Augment, Data, Model, Recipe, Schedule, to_json
 from resnet_jax.tasks.metrics import METRICS
 from resnet_jax.training import aot, opening, run
 from resnet_jax.training.init import shardings
+from resnet_jax.training.make_step import make_train_step
 
 # Tracing makes millions of small objects; collecting them as often as Python does costs a tenth of the time
 gc.set_threshold(100_000, 50, 100)
@@ -80,10 +81,10 @@ _exchanged = time.monotonic()
 
 @pytest.fixture(scope="module", autouse=True)
 def _free_memory() -> Iterator[None]:
-    """Forget what a module has compiled, or a worker would grow to gigabytes; exchange it with the other workers."""
+    """Forget what modules have compiled, or a worker would grow to gigabytes; exchange it with the other workers."""
     yield
-    _programs.clear()
     if _resident_gib() > 2:
+        _programs.clear()
         jax.clear_caches()
         gc.collect()
     global _exchanged
@@ -103,7 +104,7 @@ def _resident_gib() -> float:
 
 @pytest.fixture(autouse=True)
 def _shared_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the runs of a module share their compiled steps and initial states: most of them train the same recipe."""
+    """Let all runs share their compiled steps and initial states: most of them train the same recipe."""
 
     def shared(module: ModuleType, name: str, key_of: Callable[..., Any], copy: Callable[..., Any]) -> None:
         original = getattr(module, name)
@@ -119,17 +120,21 @@ def _shared_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
         monkeypatch.setattr(module, name, remembered)
 
-    def hardware(setup: Any) -> tuple[Any, ...]:
-        return setup.mesh, setup.grad_accum_steps, setup.param_sharding
+    def of_setup(setup: Any) -> Any:
+        """Return what decides the programs of a setup; None if it is code of the test."""
+        if setup.given or ":" in setup.recipe.model.name or aot.make_train_step is not make_train_step:
+            return None
+        dataset = replace(setup.dataset, digest="", data_dir="")
+        return setup.recipe, dataset, setup.mesh, setup.grad_accum_steps, setup.param_sharding
 
     def of_step(setup: Any, accum: Any, size: Any, arguments: Any) -> Any:
         leaves = tuple((x.shape, str(x.dtype), x.sharding) for x in jax.tree.leaves(arguments))
         kind = str(jax.tree.structure(arguments))
-        recipe = replace(setup.recipe, seed=0)
-        return None if setup.given else (recipe, setup.dataset, hardware(setup), tuple(accum), size, kind, leaves)
+        known = of_setup(setup._replace(recipe=replace(setup.recipe, seed=0)))
+        return known and (*known, tuple(accum), size, kind, leaves)
 
     def of_init(setup: Any, pretrained: Any = None) -> Any:
-        return None if setup.given or pretrained else (setup.recipe, setup.dataset, hardware(setup))
+        return None if pretrained else of_setup(setup)
 
     def of_eval(model: Any, data: Any, mesh: Any, metrics: Any) -> Any:
         known = all(metric == METRICS.get(name, metric) for name, metric in metrics.items())
