@@ -18,6 +18,7 @@ def test_an_attack_is_held(name, tmp_path):
     assert f"| {n} | {n} |" in row or "not tried" in row
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_elsewhere_does_not_count(tmp_path, monkeypatch):
     whole = attacks.whole_run(tmp_path)
     other = whole._replace(rows=[row | {"test/loss": row["test/loss"] + 1} for row in whole.rows])

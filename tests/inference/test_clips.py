@@ -72,6 +72,7 @@ def test_clips_are_told_apart_and_a_bad_file_is_replaced_and_counted(run):
     assert "darker/8.mp4: not a video that can be read" in said
 
 
+@pytest.mark.slow
 def test_threads_and_a_stop_change_nothing(run):
     home, recipe, _ = run
     quietly(recipe, home / "threads", **OPTIONS, num_threads=0, stop_at=20)

@@ -97,6 +97,7 @@ def test_a_range_is_the_mean_of_the_extremes_of_the_examples():
     np.testing.assert_array_equal(outputs, x)
 
 
+@pytest.mark.slow
 def test_a_quantised_run_resumes_on_the_same_bits_and_is_used_like_any(tiny, tiny_run, tmp_path):
     floats, _ = tiny_run
     model = replace(load_run(floats, 1)[0].recipe.model, quantize=True)

@@ -37,6 +37,7 @@ def test_the_whole_report(tiny, tmp_path, monkeypatch, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.json", "samples.png"}
 
 
+@pytest.mark.slow
 def test_a_known_step(monkeypatch):
     device = jax.local_devices()[1]
     with jax.enable_x64(True):

@@ -131,15 +131,15 @@ def test_numbers_without_sense(tiny, tmp_path, habits, message):
 
 def test_a_target_ends_the_run_and_says_when(tiny, tmp_path):
     longer = replace(tiny, steps=40)
-    result, _ = quietly(longer, tmp_path / "run", target_metric=0.6)
+    result, _ = quietly(longer, tmp_path / "run", target_metric=0.6, eval_every=4)
     assert result.step < 40
     assert result.reached == result.rows[-1]
     assert result.reached["test/accuracy"] >= 0.6
     assert int(load_run(tmp_path / "run", 1)[1].step) == result.step
-    again, _ = quietly(longer, tmp_path / "run", target_metric=0.6)
+    again, _ = quietly(longer, tmp_path / "run", target_metric=0.6, eval_every=4)
     assert (again.step, again.reached) == (result.step, result.reached)
-    further, _ = quietly(longer, tmp_path / "run")
-    whole, _ = quietly(longer, tmp_path / "whole")
+    further, _ = quietly(longer, tmp_path / "run", eval_every=4)
+    whole, _ = quietly(longer, tmp_path / "whole", eval_every=4)
     chex.assert_trees_all_equal(further.state, whole.state)
 
 
