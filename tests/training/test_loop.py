@@ -54,7 +54,7 @@ def test_a_run_learns_and_leaves_its_traces(tiny, tmp_path):
     assert "40/40  epoch  16.00  train" in text
 
 
-@pytest.mark.parametrize("stops", [(1, 2, 3), (7,), (4, 11)])
+@pytest.mark.parametrize("stops", [(1, 2, 3), pytest.param((7,), marks=pytest.mark.slow), (4, 11)])
 def test_stopped_anywhere_a_run_ends_bitwise_the_same(tiny, tmp_path, stops):
     """Parameters, statistics, momentum and every line of metrics, through evaluations and ends of epochs."""
     options = {"eval_every": 4, "checkpoint_every": 5}
@@ -160,7 +160,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tiny, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("damage", ["truncate", "delete"])
+@pytest.mark.parametrize("damage", ["truncate", pytest.param("delete", marks=pytest.mark.slow)])
 def test_a_damaged_checkpoint_is_put_aside_and_the_run_goes_on_from_the_one_before(tiny, tmp_path, damage):
     whole = quiet_result(tiny, tmp_path / "whole", checkpoint_every=2)
     quiet_result(tiny, tmp_path / "run", stop_at=4, checkpoint_every=2)
