@@ -147,3 +147,12 @@ def test_a_run_directory_alone_imports_nothing(own, tiny, tmp_path, capsys):
     assert "<h2>Confusion" in (tmp_path / "run" / "report" / "index.html").read_text()
     assert main(["explain", *own[:1], "image.png", *own[1:], "--out", "map.png"]) == 2
     assert "explain knows the parts of ResNet; this network is a Net of your own" in capsys.readouterr().err
+
+
+def test_networks_of_a_recipe_are_equal():
+    """So that what was traced for one serves the other."""
+    models = Model(name="resnet8"), Model(name="resnet8", norm_group_size=8), Model(name="resnet8")
+    plain, grouped, again = (build_network(model, 10) for model in models)
+    assert plain == again
+    assert hash(plain) == hash(again)
+    assert plain != grouped
